@@ -1,0 +1,1 @@
+"""Data: `sources` reads raw arrays, `scenario` makes a semi-supervised problem of them."""

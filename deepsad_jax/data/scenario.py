@@ -1,0 +1,263 @@
+"""The semi-supervised protocol of the paper (section 4.1): who is known, who is not.
+
+One class is normal and all others are anomalous. A training set is made of all normal
+training examples, some of them labelled, and as many anomalies, labelled or polluting
+the unlabelled, as the ratios ask for. The test set is kept whole.
+"""
+
+import dataclasses
+from typing import NamedTuple
+
+import numpy as np
+
+from deepsad_jax.data import sources
+
+TEST_SHARE = 0.4
+
+
+@dataclasses.dataclass(frozen=True)
+class Protocol:
+    """What to draw.
+
+    Attributes:
+        normal_class: the class that is normal.
+        known_outlier_class: the class of the labelled anomalies.
+        n_known_outlier_classes: how many classes have labelled anomalies: 0, 1 (the one
+            above) or more (drawn at random by the seed).
+        ratio_known_normal: labelled normal examples, as a share of the training set.
+        ratio_known_outlier: labelled anomalies, as a share of the training set.
+        ratio_pollution: anomalies among the unlabelled, as a share of those.
+    """
+
+    normal_class: int = 0
+    known_outlier_class: int = 1
+    n_known_outlier_classes: int = 1
+    ratio_known_normal: float = 0.0
+    ratio_known_outlier: float = 0.0
+    ratio_pollution: float = 0.0
+
+    def __post_init__(self):
+        ratios = ("ratio_known_normal", "ratio_known_outlier", "ratio_pollution")
+        for name in ratios:
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(
+                    f"{name} is {getattr(self, name)}; it must be in [0, 1)"
+                )
+        if self.ratio_known_normal + self.ratio_known_outlier >= 1:
+            raise ValueError(
+                "ratio_known_normal and ratio_known_outlier add up to "
+                f"{self.ratio_known_normal + self.ratio_known_outlier}; they must stay "
+                "below 1, since both are shares of the training set"
+            )
+        if self.n_known_outlier_classes < 0:
+            raise ValueError(
+                f"n_known_outlier_classes is {self.n_known_outlier_classes}; it must "
+                "be >= 0"
+            )
+        if self.ratio_known_outlier > 0 and self.n_known_outlier_classes == 0:
+            raise ValueError(
+                f"ratio_known_outlier is {self.ratio_known_outlier}, but "
+                "n_known_outlier_classes is 0; allow a class or set the ratio to 0"
+            )
+
+
+class Counts(NamedTuple):
+    """How many examples of each kind a training set has."""
+
+    known_normal: int
+    unlabeled_normal: int
+    unlabeled_outlier: int
+    known_outlier: int
+
+
+class Scenario(NamedTuple):
+    """One semi-supervised problem.
+
+    Attributes:
+        x_train: the training part, `[n, ...]`, of which `indices` are used.
+        indices: rows of `x_train` that are trained on, `[n_train]` int64.
+        semi_targets: +1, 0 or -1 for each of them, `[n_train]` int64.
+        x_test: the test set.
+        labels_test: 0 normal, 1 anomaly, `[n_test]` int64.
+        index_test: row of each test example in the source: in its test part, if it has
+            one, else in the whole, `[n_test]` int64.
+    """
+
+    x_train: np.ndarray
+    indices: np.ndarray
+    semi_targets: np.ndarray
+    x_test: np.ndarray
+    labels_test: np.ndarray
+    index_test: np.ndarray
+
+
+def counts(n_normal: int, protocol: Protocol) -> Counts:
+    """How many examples the ratios ask for, given the normal ones.
+
+    With n the size of the training set, u unlabelled outliers and so on: all normal
+    examples are used, known normal = ratio n, known outliers = ratio n, and
+    u = ratio (unlabelled). Fractions are dropped.
+    """
+    r_normal = protocol.ratio_known_normal
+    r_outlier = protocol.ratio_known_outlier
+    r_pollution = protocol.ratio_pollution
+    # Unknowns: known normal, unlabelled normal, unlabelled outliers, known outliers.
+    equations = np.array(
+        [
+            [1.0, 1.0, 0.0, 0.0],
+            [1.0 - r_normal, -r_normal, -r_normal, -r_normal],
+            [-r_outlier, -r_outlier, -r_outlier, 1.0 - r_outlier],
+            [0.0, -r_pollution, 1.0 - r_pollution, 0.0],
+        ]
+    )
+    solution = np.linalg.solve(equations, [n_normal, 0.0, 0.0, 0.0])
+    return Counts(*(int(number) for number in solution))
+
+
+def draw(
+    labels: np.ndarray, protocol: Protocol, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Draws a training set: its rows, and their semi-supervised targets.
+
+    Args:
+        labels: classes of the training part, `[n]` integers.
+        protocol: what to draw.
+        seed: decides which examples, and which classes if several are known.
+
+    Returns:
+        `indices` and `semi_targets`, both `[n_train]` int64, no row twice.
+
+    Raises:
+        ValueError: if a class does not exist, or more anomalies are asked for than
+            there are.
+    """
+    rng = np.random.default_rng(seed)
+    known_classes = _known_outlier_classes(labels, protocol, rng)
+    normal = rng.permutation(np.flatnonzero(labels == protocol.normal_class))
+    outliers = np.flatnonzero(labels != protocol.normal_class)
+    candidates = rng.permutation(np.flatnonzero(np.isin(labels, known_classes)))
+    number = counts(len(normal), protocol)
+    if number.known_outlier > len(candidates):
+        raise ValueError(
+            f"ratio_known_outlier {protocol.ratio_known_outlier} asks for "
+            f"{number.known_outlier} labelled anomalies, but the training set has "
+            f"{len(candidates)} of the known outlier classes "
+            f"{[int(c) for c in known_classes]}; lower the ratio"
+        )
+    known = candidates[: number.known_outlier]
+    rest = rng.permutation(np.setdiff1d(outliers, known))
+    if number.unlabeled_outlier > len(rest):
+        raise ValueError(
+            f"ratio_pollution {protocol.ratio_pollution} asks for "
+            f"{number.unlabeled_outlier} unlabelled anomalies, but {len(rest)} are left "
+            f"({len(outliers)} in the training set, {len(known)} of them labelled); "
+            "lower the ratio"
+        )
+    # Fractions dropped from both normal groups can leave one example over.
+    unlabeled_normal = normal[number.known_normal :][: number.unlabeled_normal]
+    groups = (
+        (normal[: number.known_normal], 1),
+        (unlabeled_normal, 0),
+        (rest[: number.unlabeled_outlier], 0),
+        (known, -1),
+    )
+    indices = np.concatenate([rows for rows, _ in groups])
+    semi_targets = np.concatenate([np.full(len(rows), t) for rows, t in groups])
+    return indices, semi_targets
+
+
+def _known_outlier_classes(labels, protocol, rng) -> np.ndarray:
+    classes = np.unique(labels)
+    if protocol.normal_class not in classes:
+        raise ValueError(
+            f"normal_class is {protocol.normal_class}; the classes are "
+            f"{[int(c) for c in classes]}"
+        )
+    others = classes[classes != protocol.normal_class]
+    if (
+        not len(others)
+        and protocol.n_known_outlier_classes
+        and (protocol.ratio_known_outlier or protocol.ratio_pollution)
+    ):
+        raise ValueError("all examples are of the normal class; there are no anomalies")
+    if protocol.n_known_outlier_classes == 1 and len(others):
+        if protocol.known_outlier_class not in others:
+            raise ValueError(
+                f"known_outlier_class is {protocol.known_outlier_class}; the anomalous "
+                f"classes are {[int(c) for c in others]}"
+            )
+        return np.array([protocol.known_outlier_class])
+    if protocol.n_known_outlier_classes > len(others):
+        raise ValueError(
+            f"n_known_outlier_classes is {protocol.n_known_outlier_classes}; there are "
+            f"{len(others)} anomalous classes"
+        )
+    return rng.choice(others, protocol.n_known_outlier_classes, replace=False)
+
+
+def make(source: sources.Source, protocol: Protocol, seed: int) -> Scenario:
+    """Splits, scales and draws.
+
+    Sources without a test part are split once, 60 to 40, stratified by class. Tables are
+    scaled to [0, 1] by the training part's minima and maxima. (Standardising first, as
+    the original does, would change nothing: min-max scaling undoes any affine map.)
+    Images stay as they are. A source with its own `semi_targets` is taken as it is.
+
+    Args:
+        source: the data.
+        protocol: what to draw.
+        seed: decides split and draw.
+
+    Raises:
+        ValueError: as `draw` does, or if a class is too small to be split.
+    """
+    x, labels, x_test, labels_test = source[:4]
+    if x_test is None:
+        train, test = _split(labels, seed)
+        x, x_test = x[train], x[test]
+        labels, labels_test = labels[train], labels[test]
+    else:
+        test = np.arange(len(x_test))
+    if source.semi_targets is not None:
+        indices, semi_targets = np.arange(len(x)), source.semi_targets
+        labels_test = (labels_test != 0).astype(np.int64)
+    else:
+        indices, semi_targets = draw(labels, protocol, seed)
+        labels_test = (labels_test != protocol.normal_class).astype(np.int64)
+    if x.ndim == 2:
+        x, x_test = _scale(x, x_test)
+    return Scenario(x, indices, semi_targets, x_test, labels_test, test)
+
+
+def _split(labels: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    import sklearn.model_selection
+
+    try:
+        train, test = sklearn.model_selection.train_test_split(
+            np.arange(len(labels)),
+            test_size=TEST_SHARE,
+            stratify=labels,
+            random_state=seed,
+        )
+    except ValueError as error:
+        raise ValueError(
+            f"the data cannot be split into training and test part: {error}"
+        ) from error
+    return np.sort(train), np.sort(test)
+
+
+def _scale(x: np.ndarray, x_test: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    x, x_test = x.astype(np.float64), x_test.astype(np.float64)
+    for name, table in (("training", x), ("test", x_test)):
+        bad = ~np.isfinite(table)
+        if bad.any():
+            row, column = (int(i) for i in np.argwhere(bad)[0])
+            raise ValueError(
+                f"the {name} part of the table contains {table[row, column]} (row {row}"
+                f", column {column}; {bad.sum()} such values in all); remove or impute "
+                "them"
+            )
+    low = x.min(axis=0)
+    span = x.max(axis=0) - low
+    span[span == 0] = 1.0  # a constant column carries nothing, and stays
+    return tuple(((t - low) / span).astype(np.float32) for t in (x, x_test))

@@ -1,0 +1,266 @@
+"""Weights of the original PyTorch implementation, as variables of our networks.
+
+    variables = from_state_dict("mnist_LeNet", state_dict)      # NumPy arrays, no torch
+    checkpoint = load_checkpoint("model.tar")                   # extra `torch`
+
+PyTorch keeps dense kernels as `[out, in]`, convolutions as `[out, in, k, k]` and
+transposed convolutions as `[in, out, k, k]`, applied mirrored; it flattens feature maps
+channel by channel. Ours are `[in, out]`, `[k, k, in, out]`, never mirrored, and
+flattened with the channels last. `from_state_dict` is linear: gradients convert as
+weights do.
+"""
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from deepsad_jax import networks
+
+
+class TorchCheckpoint(NamedTuple):
+    """What a `model.tar` of the original implementation holds.
+
+    Attributes:
+        network: name of the network.
+        center: hypersphere centre, `[rep_dim]` float32, or None if not yet trained.
+        encoder: variables of the trained encoder.
+        autoencoder: variables of the pretrained autoencoder, or None without one.
+    """
+
+    network: str
+    center: np.ndarray | None
+    encoder: dict[str, Any]
+    autoencoder: dict[str, Any] | None
+
+
+class _Entry(NamedTuple):
+    """One array of a state dict and where it goes."""
+
+    key: str  # in the state dict, without prefix
+    collection: str  # "params" or "batch_stats"
+    path: tuple[str, str]  # layer and leaf in the collection
+    shape: tuple[int, ...]  # in PyTorch's layout
+    convert: Callable[[np.ndarray], np.ndarray]
+
+
+def from_state_dict(name: str, mapping: Mapping[str, Any]) -> dict[str, Any]:
+    """Converts the state dict of an autoencoder or of an encoder.
+
+    Args:
+        name: network, a key of `networks.ARCHITECTURES`.
+        mapping: PyTorch names to arrays. With keys under `decoder.` it is an
+            autoencoder's; otherwise an encoder's, its keys with the prefix `encoder.`
+            or without one. Counters `num_batches_tracked` are ignored.
+
+    Returns:
+        `{"params", "batch_stats"}` for `build_autoencoder(name)` or
+        `build_encoder(name)`, float32 NumPy arrays.
+
+    Raises:
+        ValueError: if the network is unknown, a key is missing or left over, or an
+            array has the wrong shape.
+    """
+    architecture = networks.architecture(name)
+    arrays = {
+        key: np.asarray(value)
+        for key, value in mapping.items()
+        if not key.endswith("num_batches_tracked")
+    }
+    if any(key.startswith("decoder.") for key in arrays):
+        expected = {
+            f"{part}.{entry.key}": (part, entry)
+            for part, entries in (
+                ("encoder", _encoder_entries(architecture)),
+                ("decoder", _decoder_entries(architecture)),
+            )
+            for entry in entries
+        }
+    else:
+        arrays = {key.removeprefix("encoder."): a for key, a in arrays.items()}
+        expected = {e.key: (None, e) for e in _encoder_entries(architecture)}
+    _check_keys(name, expected.keys(), arrays.keys())
+
+    variables: dict[str, Any] = {"params": {}, "batch_stats": {}}
+    for key, (part, entry) in expected.items():
+        array = arrays[key]
+        if array.shape != entry.shape:
+            raise ValueError(
+                f"{key} has shape {array.shape}; {name} needs {entry.shape}"
+            )
+        tree = variables[entry.collection]
+        tree = tree if part is None else tree.setdefault(part, {})
+        layer, leaf = entry.path
+        converted = entry.convert(array.astype(np.float32))
+        tree.setdefault(layer, {})[leaf] = np.ascontiguousarray(converted)
+    return variables
+
+
+def load_checkpoint(
+    path: str | os.PathLike, network: str | None = None
+) -> TorchCheckpoint:
+    """Reads a `model.tar` that the original implementation saved, weights only.
+
+    Args:
+        path: the file.
+        network: its network; by default the registered one whose shapes fit. (The two
+            satellite tables share theirs.)
+
+    Returns:
+        Centre, encoder and autoencoder.
+
+    Raises:
+        ImportError: if PyTorch is not installed.
+        ValueError: if the file is not such a checkpoint, or fits no network.
+    """
+    try:
+        import torch
+    except ImportError as error:
+        raise ImportError(
+            "reading a PyTorch checkpoint needs PyTorch; install it with "
+            "pip install 'deepsad_jax[torch]'"
+        ) from error
+    if not os.path.isfile(path):
+        raise ValueError(f"there is no file {os.fspath(path)}")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        state, center = content["net_dict"], content["c"]
+        autoencoder_state = content.get("ae_net_dict")
+        state, autoencoder_state = (
+            None if d is None else {k: v.numpy() for k, v in d.items()}
+            for d in (state, autoencoder_state)
+        )
+    except Exception as error:  # torch raises many kinds for what is not its own
+        raise ValueError(
+            f"{os.fspath(path)} is not a model.tar of the original implementation "
+            f"(a dictionary with c, net_dict and ae_net_dict): {error}"
+        ) from error
+    network = network or _infer_network(state)
+    return TorchCheckpoint(
+        network,
+        None if center is None else np.asarray(center, np.float32).reshape(-1),
+        from_state_dict(network, state),
+        autoencoder_state and from_state_dict(network, autoencoder_state),
+    )
+
+
+def _infer_network(state: Mapping[str, np.ndarray]) -> str:
+    for name in networks.ARCHITECTURES:
+        try:
+            from_state_dict(name, state)
+        except ValueError:
+            continue
+        return name
+    raise ValueError("the shapes in the checkpoint fit none of the registered networks")
+
+
+def _check_keys(name: str, expected, found) -> None:
+    missing = sorted(set(expected) - set(found))
+    surplus = sorted(set(found) - set(expected))
+    problems = [
+        f"{what} {', '.join(keys)}"
+        for what, keys in (("lacks", missing), ("has the surplus", surplus))
+        if keys
+    ]
+    if problems:
+        raise ValueError(f"the state dict for {name} {' and '.join(problems)}")
+
+
+def _encoder_entries(spec: networks.Architecture) -> Iterator[_Entry]:
+    if isinstance(spec, networks.MLPArchitecture):
+        yield from _mlp_entries(spec.input_shape[0], spec.hidden, "code", spec.rep_dim)
+        return
+    height, width, channels = spec.input_shape
+    for i, features in enumerate(spec.features, 1):
+        yield _convolution(f"conv{i}", f"conv{i}", channels, features)
+        yield from _norm(_norm_name(spec, i), f"conv_bn{i}", features)
+        height, width, channels = height // 2, width // 2, features
+    flat = _Flattened(channels, height, width)
+    if spec.hidden:
+        yield _dense("fc1", "hidden1", flat, spec.hidden)
+        yield from _norm("bn1d1", "hidden_bn1", spec.hidden)
+        yield _dense("fc2", "code", spec.hidden, spec.rep_dim)
+    else:
+        yield _dense("fc1", "code", flat, spec.rep_dim)
+
+
+def _decoder_entries(spec: networks.Architecture) -> Iterator[_Entry]:
+    if isinstance(spec, networks.MLPArchitecture):
+        columns, hidden = spec.input_shape[0], spec.hidden[::-1]
+        yield from _mlp_entries(spec.rep_dim, hidden, "reconstruction", columns)
+        return
+    width = spec.rep_dim
+    if spec.hidden:
+        yield _dense("fc3", "hidden1", spec.rep_dim, spec.hidden)
+        yield from _norm("bn1d2", "hidden_bn1", spec.hidden)
+        width = spec.hidden
+    channels, last = width // spec.decoder_size**2, len(spec.decoder)
+    for i, layer in enumerate(spec.decoder, 1):
+        yield _transposed(f"deconv{i}", f"conv{i}", channels, layer.features)
+        if i < last:
+            torch_norm = _norm_name(spec, len(spec.features) + i)
+            yield from _norm(torch_norm, f"conv_bn{i}", layer.features)
+        channels = layer.features
+
+
+def _mlp_entries(
+    inputs: int, hidden: tuple[int, ...], last: str, outputs: int
+) -> Iterator[_Entry]:
+    for i, features in enumerate(hidden):
+        yield _dense(f"hidden.{i}.linear", f"hidden{i + 1}", inputs, features)
+        yield from _norm(f"hidden.{i}.bn", f"hidden_bn{i + 1}", features)
+        inputs = features
+    ours = "code" if last == "code" else "output"
+    yield _dense(last, ours, inputs, outputs)
+
+
+def _norm_name(spec: networks.LeNetArchitecture, i: int) -> str:
+    # The original numbers them through both halves, and calls them bn in MNIST's alone.
+    is_mnist = spec == networks.ARCHITECTURES["mnist_LeNet"]
+    return f"bn{i}" if is_mnist else f"bn2d{i}"
+
+
+class _Flattened(NamedTuple):
+    """A feature map that a dense layer reads."""
+
+    channels: int
+    height: int
+    width: int
+
+
+def _dense(key: str, layer: str, inputs: int | _Flattened, outputs: int) -> _Entry:
+    if isinstance(inputs, _Flattened):
+        c, h, w = inputs
+        return _kernel(
+            key,
+            layer,
+            (outputs, c * h * w),
+            lambda a: (
+                a.reshape(-1, c, h, w).transpose(2, 3, 1, 0).reshape(h * w * c, -1)
+            ),
+        )
+    return _kernel(key, layer, (outputs, inputs), np.transpose)
+
+
+def _convolution(key: str, layer: str, inputs: int, outputs: int) -> _Entry:
+    shape = (outputs, inputs, 5, 5)
+    return _kernel(key, layer, shape, lambda a: a.transpose(2, 3, 1, 0))
+
+
+def _transposed(key: str, layer: str, inputs: int, outputs: int) -> _Entry:
+    shape = (inputs, outputs, 5, 5)
+    return _kernel(
+        key, layer, shape, lambda a: a[:, :, ::-1, ::-1].transpose(2, 3, 0, 1)
+    )
+
+
+def _kernel(key: str, layer: str, shape: tuple[int, ...], convert) -> _Entry:
+    return _Entry(f"{key}.weight", "params", (layer, "kernel"), shape, convert)
+
+
+def _norm(key: str, layer: str, features: int) -> Iterator[_Entry]:
+    for torch_leaf, leaf in (("running_mean", "mean"), ("running_var", "var")):
+        yield _Entry(
+            f"{key}.{torch_leaf}", "batch_stats", (layer, leaf), (features,), np.asarray
+        )

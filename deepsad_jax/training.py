@@ -1,0 +1,480 @@
+"""Training: one step, one way through the epochs, one way to evaluate.
+
+A method plugs in as an `Objective`: three pure functions. Everything else is shared:
+Adam with coupled L2 and a step-wise learning rate, shuffling, batches gathered on the
+device, histories and the check for divergence. All of it is written for one run;
+`parallel.Execution` makes it many runs or many devices.
+"""
+
+import dataclasses
+import functools
+import math
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import lax
+
+from deepsad_jax import parallel
+
+PyTree = Any
+
+
+class TrainingError(RuntimeError):
+    """Training cannot go on; the message says why, at which epoch, and what to try."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Optimization:
+    """Hyper-parameters of one training stage; the defaults are the original's.
+
+    Attributes:
+        learning_rate: Adam's, > 0; divided by 10 at each milestone.
+        epochs: passes over the training set, >= 0.
+        milestones: epochs (counted from 0) at which the learning rate drops.
+        batch_size: examples in a batch, over all devices, >= 2. Batches are always
+            full: an epoch drops the surplus.
+        weight_decay: factor of the parameters that is added to their gradient, >= 0.
+    """
+
+    learning_rate: float = 1e-4
+    epochs: int = 150
+    milestones: tuple[int, ...] = (50,)
+    batch_size: int = 128
+    weight_decay: float = 0.5e-6
+
+    def __post_init__(self):
+        object.__setattr__(self, "milestones", tuple(self.milestones))
+        for name, valid, allowed in (
+            ("learning_rate", self.learning_rate > 0, "> 0"),
+            ("epochs", self.epochs >= 0, ">= 0"),
+            ("batch_size", self.batch_size >= 2, ">= 2 for batch normalisation"),
+            ("weight_decay", self.weight_decay >= 0, ">= 0"),
+            ("milestones", all(m >= 0 for m in self.milestones), "epochs >= 0"),
+        ):
+            if not valid:
+                raise ValueError(
+                    f"{name} is {getattr(self, name)}; it must be {allowed}"
+                )
+
+    def learning_rate_at(self, epoch: jax.Array) -> jax.Array:
+        """The learning rate of an epoch, counted from 0."""
+        drops = dict.fromkeys(self.milestones, 0.1)
+        return optax.piecewise_constant_schedule(self.learning_rate, drops)(epoch)
+
+
+class Batch(NamedTuple):
+    """What a loss sees: `x` `[batch, ...]` float32, `semi_targets` `[batch]`
+    float32."""
+
+    x: jax.Array
+    semi_targets: jax.Array
+
+
+class TrainingSet(NamedTuple):
+    """The training examples of one run.
+
+    Attributes:
+        x: inputs, `[n, ...]`; uint8 (scaled by 1/255 when they are read) or floating.
+        indices: the rows of `x` that belong to the run, `[size or more]` int32.
+        semi_targets: +1, 0 or -1 for each index, float32.
+        size: how many entries of `indices` count; those behind are padding, which lets
+            runs of different sizes share a program.
+    """
+
+    x: jax.Array
+    indices: jax.Array
+    semi_targets: jax.Array
+    size: jax.Array
+
+
+class TrainState(NamedTuple):
+    """All that changes during training, and what it has recorded.
+
+    Attributes:
+        params: trained by gradient.
+        model_state: `batch_stats` and whatever else the loss needs, such as `center`.
+        opt_state: Adam's.
+        history: means over the steps of each epoch, a dictionary of `[epochs]` float32,
+            NaN where an epoch has not yet been.
+    """
+
+    params: PyTree
+    model_state: PyTree
+    opt_state: PyTree
+    history: dict[str, jax.Array]
+
+
+class Objective(NamedTuple):
+    """What a method plugs into the training.
+
+    Attributes:
+        init: key -> (params, model_state).
+        loss: (params, model_state, batch, key) -> (losses `[batch]`, (model_state,
+            metrics)): per-example losses, the new state, and scalars to record.
+        score: (params, model_state, x) -> anomaly scores `[batch]`, higher = anomalous.
+        metrics: names of the scalars that `loss` records.
+    """
+
+    init: Callable
+    loss: Callable
+    score: Callable
+    metrics: tuple[str, ...] = ()
+
+
+def training_set(
+    x: np.ndarray,
+    semi_targets: np.ndarray | None = None,
+    indices: np.ndarray | None = None,
+) -> TrainingSet:
+    """Checks the data of one run and puts them on the device.
+
+    Args:
+        x: inputs, `[n, D]` or `[n, H, W, C]`; uint8, or floating and finite.
+        semi_targets: +1 known normal, 0 unlabelled, -1 known anomaly, one for each
+            entry of `indices`; all unlabelled by default.
+        indices: the rows of `x` to train on; all by default.
+
+    Raises:
+        ValueError: if something is not as said.
+    """
+    x = np.asarray(x)
+    check_inputs("x", x)
+    indices = np.arange(len(x)) if indices is None else np.asarray(indices)
+    if indices.ndim != 1 or not len(indices) or not _are_rows(indices, len(x)):
+        raise ValueError(
+            f"indices must be a non-empty list of row numbers from 0 to {len(x) - 1}"
+        )
+    if semi_targets is None:
+        semi_targets = np.zeros(len(indices))
+    semi_targets = np.asarray(semi_targets)
+    if semi_targets.shape != indices.shape:
+        raise ValueError(
+            f"semi_targets has shape {semi_targets.shape}; there are {len(indices)} "
+            "training examples, and each needs one"
+        )
+    strange = semi_targets[~np.isin(semi_targets, (-1, 0, 1))]
+    if len(strange):
+        raise ValueError(
+            f"semi_targets contains {strange[0]}; allowed are +1 (known normal), "
+            "0 (unlabelled) and -1 (known anomaly)"
+        )
+    return TrainingSet(
+        jnp.asarray(x if x.dtype == np.uint8 else x.astype(np.float32)),
+        jnp.asarray(indices, jnp.int32),
+        jnp.asarray(semi_targets, jnp.float32),
+        jnp.asarray(len(indices), jnp.int32),
+    )
+
+
+def check_inputs(name: str, x: np.ndarray) -> None:
+    """Raises ValueError unless `x` is a non-empty array of finite numbers or uint8."""
+    if x.ndim not in (2, 4) or not x.size:
+        raise ValueError(
+            f"{name} has shape {x.shape}; it must be [n, columns] or [n, height, "
+            "width, channels], and not empty"
+        )
+    if x.dtype == np.uint8:
+        return
+    if not np.issubdtype(x.dtype, np.floating):
+        raise ValueError(
+            f"{name} has dtype {x.dtype}; it must be floating, or uint8 for images"
+        )
+    bad = ~np.isfinite(x.astype(np.float32))
+    if bad.any():
+        where = tuple(int(i) for i in np.argwhere(bad)[0])
+        raise ValueError(
+            f"{name} contains {x[where]} at {list(where)} ({bad.sum()} such values in "
+            "all); remove or replace what is not a finite float32 number"
+        )
+
+
+def check_batches(
+    optimization: Optimization, data: TrainingSet, execution: parallel.Execution
+) -> None:
+    """Raises ValueError if the data fill no batch, or devices do not divide it."""
+    size, batch_size = int(np.min(data.size)), optimization.batch_size
+    if size < batch_size:
+        raise ValueError(
+            f"the training set has {size} examples, less than one batch of "
+            f"{batch_size}; use a smaller batch_size or more data"
+        )
+    if execution.axis_name and batch_size % execution.devices:
+        raise ValueError(
+            f"batch_size is {batch_size}; {execution.devices} devices must divide it"
+        )
+
+
+def _are_rows(indices: np.ndarray, n: int) -> bool:
+    integers = np.issubdtype(indices.dtype, np.integer)
+    return integers and indices.min() >= 0 and indices.max() < n
+
+
+def as_float(x: jax.Array) -> jax.Array:
+    """uint8 images scaled to [0, 1] float32; anything else as float32."""
+    if x.dtype == jnp.uint8:
+        return x.astype(jnp.float32) / 255.0
+    return x.astype(jnp.float32)
+
+
+def _optimizer(optimization: Optimization) -> optax.GradientTransformation:
+    # L2 is added to the gradient before Adam sees it, as in torch.optim.Adam; the
+    # learning rate is applied by the step, which knows the epoch.
+    return optax.chain(
+        optax.add_decayed_weights(optimization.weight_decay), optax.scale_by_adam()
+    )
+
+
+def make_step(
+    objective: Objective, optimization: Optimization, axis_name: str | None = None
+) -> Callable:
+    """The one training step.
+
+    Returns:
+        (state, batch, key, learning rate) -> (state, metrics): a pure function; with
+        `axis_name`, of one device's share of the batch. `metrics` are means over the
+        batch and hold `loss`.
+    """
+    optimizer = _optimizer(optimization)
+
+    def step(state, batch, key, learning_rate):
+        def mean_loss(params):
+            losses, (model_state, metrics) = objective.loss(
+                params, state.model_state, batch, key
+            )
+            return jnp.mean(losses), (model_state, metrics)
+
+        (loss, (model_state, metrics)), gradients = jax.value_and_grad(
+            mean_loss, has_aux=True
+        )(state.params)
+        metrics = {"loss": loss, **metrics}
+        if axis_name is not None:
+            # Devices hold equal shares, so the mean of means is the mean.
+            gradients, metrics = lax.pmean((gradients, metrics), axis_name)
+        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+        params = jax.tree.map(lambda p, u: p - learning_rate * u, state.params, updates)
+        return TrainState(params, model_state, opt_state, state.history), metrics
+
+    return step
+
+
+@functools.lru_cache(maxsize=256)
+def make_start(
+    objective: Objective, optimization: Optimization, execution: parallel.Execution
+) -> Callable:
+    """(params, model_state) -> the `TrainState` before the first epoch."""
+    optimizer = _optimizer(optimization)
+
+    def start(params, model_state):
+        history = {
+            name: jnp.full(optimization.epochs, jnp.nan)
+            for name in ("loss", *objective.metrics)
+        }
+        return TrainState(params, model_state, optimizer.init(params), history)
+
+    return execution.compile(start, (0, 0))
+
+
+@functools.lru_cache(maxsize=256)
+def make_advance(
+    objective: Objective, optimization: Optimization, execution: parallel.Execution
+) -> Callable:
+    """The one way through the epochs.
+
+    Returns:
+        (state, data, key, first, last) -> state after the epochs `first` to `last - 1`.
+        An epoch depends on the key and its number alone, so training may be cut into
+        any pieces. Bounds are dynamic: one compilation serves all.
+    """
+    axis_name = execution.axis_name
+    step = make_step(objective, optimization, axis_name)
+
+    def train_on(state, totals, data, order, key, epoch, i):
+        batch = _take_batch(data, order, i, optimization.batch_size, axis_name)
+        learning_rate = optimization.learning_rate_at(epoch)
+        state, metrics = step(state, batch, jax.random.fold_in(key, i), learning_rate)
+        return state, jax.tree.map(jnp.add, totals, metrics)
+
+    def record(state, totals, data, epoch):
+        steps = data.size // optimization.batch_size
+        history = {
+            name: values.at[epoch].set(totals[name] / steps)
+            for name, values in state.history.items()
+        }
+        return state._replace(history=history)
+
+    def no_totals():
+        return {name: jnp.zeros(()) for name in ("loss", *objective.metrics)}
+
+    def prepare(data, key, epoch):
+        key = jax.random.fold_in(key, epoch)
+        return _shuffle(jax.random.fold_in(key, 0), data), jax.random.fold_in(key, 1)
+
+    def advance(state, data, key, first, last):
+        def epoch_body(epoch, state):
+            order, step_key = prepare(data, key, epoch)
+
+            def step_body(i, carry):
+                return train_on(*carry, data, order, step_key, epoch, i)
+
+            steps = data.size // optimization.batch_size
+            carry = (state, no_totals())
+            state, totals = lax.fori_loop(0, steps, step_body, carry)
+            return record(state, totals, data, epoch)
+
+        return lax.fori_loop(first, last, epoch_body, state)
+
+    data_axes = TrainingSet(None if execution.shared_inputs else 0, 0, 0, 0)
+    if not execution.per_step:
+        return execution.compile(advance, (0, data_axes, 0, None, None), donate=(0,))
+
+    prepare = execution.compile(prepare, (data_axes, 0, None))
+    train_on = execution.compile(
+        train_on, (0, 0, data_axes, 0, 0, None, None), donate=(0, 1)
+    )
+    record = execution.compile(record, (0, 0, data_axes, None), donate=(0,))
+
+    def advance_per_step(state, data, key, first, last):
+        steps = int(data.size) // optimization.batch_size
+        for epoch in range(first, last):
+            order, step_key = prepare(data, key, epoch)
+            totals = no_totals()
+            for i in range(steps):
+                state, totals = train_on(state, totals, data, order, step_key, epoch, i)
+            state = record(state, totals, data, epoch)
+        return state
+
+    return advance_per_step
+
+
+def _shuffle(key: jax.Array, data: TrainingSet) -> jax.Array:
+    """A random order of the entries that count, followed by the padding."""
+    positions = jnp.arange(data.indices.shape[0], dtype=jnp.int32)
+    bits = jax.random.bits(key, positions.shape)
+    bits = jnp.where(positions < data.size, bits, np.uint32(0xFFFFFFFF))
+    # Random bits depend on their position alone and the sort is stable, so padding
+    # changes neither the order nor, thereby, the run.
+    return lax.sort_key_val(bits, positions, is_stable=True)[1]
+
+
+def _take_batch(
+    data: TrainingSet,
+    order: jax.Array,
+    i: jax.Array,
+    batch_size: int,
+    axis_name: str | None,
+) -> Batch:
+    start, share = i * batch_size, batch_size
+    if axis_name is not None:
+        share = batch_size // lax.axis_size(axis_name)
+        start = start + lax.axis_index(axis_name) * share
+    entries = lax.dynamic_slice_in_dim(order, start, share)
+    return Batch(as_float(data.x[data.indices[entries]]), data.semi_targets[entries])
+
+
+@functools.lru_cache(maxsize=256)
+def make_evaluate(
+    function: Callable, execution: parallel.Execution, *, chunk: int = 512
+) -> Callable:
+    """Applies a function to many examples, a chunk at a time.
+
+    Args:
+        function: (params, model_state, x `[batch, ...]`) -> array `[batch, ...]`.
+        execution: how to compile it. Every device of a data-parallel run computes all.
+        chunk: examples evaluated at once.
+
+    Returns:
+        (params, model_state, x, indices) -> array `[len(indices), ...]`, the last,
+        partial chunk included.
+    """
+
+    def on_chunk(params, model_state, x, indices, start):
+        entries = lax.dynamic_slice_in_dim(indices, start, chunk)
+        return function(params, model_state, as_float(x[entries]))
+
+    def evaluate(params, model_state, x, indices):
+        size = indices.shape[0]
+        chunks = -(-size // chunk)
+        indices = jnp.pad(indices, (0, chunks * chunk - size))
+        results = lax.map(
+            lambda start: on_chunk(params, model_state, x, indices, start),
+            jnp.arange(chunks) * chunk,
+        )
+        return results.reshape(-1, *results.shape[2:])[:size]
+
+    x_axis = None if execution.shared_inputs else 0
+    if not execution.per_step:
+        return execution.compile(evaluate, (0, 0, x_axis, 0))
+
+    on_chunk = execution.compile(on_chunk, (0, 0, x_axis, 0, None))
+
+    def evaluate_per_step(params, model_state, x, indices):
+        size = len(indices)
+        padded = jnp.pad(jnp.asarray(indices), (0, -size % chunk))
+        results = [
+            on_chunk(params, model_state, x, padded, start)
+            for start in range(0, size, chunk)
+        ]
+        return jnp.concatenate(results)[:size]
+
+    return evaluate_per_step
+
+
+def fit(
+    advance: Callable,
+    state: TrainState,
+    data: TrainingSet,
+    key: jax.Array,
+    *,
+    first: int = 0,
+    epochs: int,
+    on_epochs: Callable[[int, TrainState, dict[str, np.ndarray]], None] | None = None,
+    check: Callable[[dict[str, np.ndarray], int], None] | None = None,
+) -> TrainState:
+    """Advances a state to the last epoch, in pieces of about a quarter of a second.
+
+    Args:
+        advance: from `make_advance`.
+        state, data, key: its first arguments.
+        first: epochs done already.
+        epochs: epochs to reach.
+        on_epochs: called after each piece with the number of epochs done, the state and
+            the history on the host: for progress bars and checkpoints.
+        check: called with the history and the number of an epoch, for every epoch; may
+            raise `TrainingError`. `check_finite` by default.
+
+    Raises:
+        TrainingError: as `check` does.
+    """
+    check = check or check_finite
+    done, piece = first, 1
+    while done < epochs:
+        last = min(done + piece, epochs)
+        start = time.perf_counter()
+        state = advance(state, data, key, done, last)
+        history = jax.device_get(state.history)
+        seconds = time.perf_counter() - start
+        for epoch in range(done, last):
+            check(history, epoch)
+        # The first piece includes the compilation and says nothing of the speed.
+        if done > first:
+            piece = max(1, math.floor((last - done) * min(4.0, 0.25 / seconds)))
+        done = last
+        if on_epochs is not None:
+            on_epochs(done, state, history)
+    return state
+
+
+def check_finite(history: dict[str, np.ndarray], epoch: int) -> None:
+    """Raises `TrainingError` if the loss of an epoch is not a finite number."""
+    loss = np.asarray(history["loss"])[..., epoch]
+    if not np.isfinite(loss).all():
+        raise TrainingError(
+            f"training diverged: the loss of epoch {epoch + 1} is "
+            f"{loss[~np.isfinite(loss)].flat[0]}; try a smaller learning rate or a "
+            "larger batch, and look for extreme values in the data"
+        )
