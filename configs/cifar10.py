@@ -1,4 +1,5 @@
-"""Deep SAD on CIFAR-10, with the hyper-parameters of the original (ICLR 2020, section 4).
+"""Deep SAD on CIFAR-10, with the hyper-parameters of the original (ICLR 2020, section
+4).
 
     python -m experiments.run --config=configs/cifar10.py
 

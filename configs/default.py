@@ -1,4 +1,5 @@
-"""Every field of an experiment, with its default; the other configs are small deltas."""
+"""Every field of an experiment, with its default; the other configs are small
+deltas."""
 
 import ml_collections
 

@@ -2,8 +2,8 @@
 
     python -m experiments.run --config=configs/digits.py
 
-Zeros are normal; a few ones are known anomalies, the other eight digits are not known at
-all. No download; under a minute on two CPU cores.
+Zeros are normal; a few ones are known anomalies, the other eight digits are not known
+at all. No download; under a minute on two CPU cores.
 """
 
 from configs import default

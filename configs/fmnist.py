@@ -1,4 +1,5 @@
-"""Deep SAD on Fashion-MNIST, with the hyper-parameters of the original (ICLR 2020, section 4).
+"""Deep SAD on Fashion-MNIST, with the hyper-parameters of the original (ICLR 2020,
+section 4).
 
     python -m experiments.run --config=configs/fmnist.py
 

@@ -1,6 +1,6 @@
 """The config of an earlier run, to repeat or to vary it: the argument is its file.
 
-    python -m experiments.run --config=configs/saved.py:runs/first/config.json
+python -m experiments.run --config=configs/saved.py:runs/first/config.json
 """
 
 import json

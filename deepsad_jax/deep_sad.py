@@ -11,6 +11,7 @@ all of them at once.
 """
 
 import functools
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -23,6 +24,7 @@ from jax import lax
 from deepsad_jax import losses, networks, parallel, training
 
 Variables = dict[str, Any]
+History = dict[str, np.ndarray]
 
 
 @flax.struct.dataclass
@@ -35,13 +37,15 @@ class Fitted:
         autoencoder: variables of the pretrained autoencoder, or None without one.
         history: for "pretrain" and "train", the mean loss and other metrics of each
             epoch, `[epochs]` float32.
+        seconds: for the same stages, the time they took, compilation included.
         network: name or architecture of the network.
     """
 
     encoder: Variables
     center: jax.Array
     autoencoder: Variables | None
-    history: dict[str, dict[str, np.ndarray]]
+    history: dict[str, History]
+    seconds: dict[str, float]
     network: str | networks.Architecture = flax.struct.field(pytree_node=False)
 
 
@@ -117,9 +121,7 @@ _KEY_USES = ("init_autoencoder", "pretrain", "init_encoder", "train")
 
 
 def _init(model, key):
-    x = jnp.zeros((1, *model.architecture.input_shape))
-    variables = model.init(key, x, train=False)
-    return variables["params"], {"batch_stats": variables["batch_stats"]}
+    return _split(networks.initialize(model, key))
 
 
 def _embed(model, params, model_state, x):
@@ -143,7 +145,7 @@ def fit(
     execution: parallel.Execution | None = None,
     initial: Fitted | None = None,
     dtype: Any = jnp.float32,
-    on_epochs: Callable[[str, int, dict[str, np.ndarray]], None] | None = None,
+    on_epochs: Callable[[str, int, training.TrainState, History], None] | None = None,
 ) -> Fitted:
     """Trains Deep SAD.
 
@@ -158,8 +160,8 @@ def fit(
             runs, `key` and `data` carry their leading axes.
         initial: a model to start from instead of pretraining; its centre is kept.
         dtype: type of the computation.
-        on_epochs: called with "pretrain" or "train", the number of epochs done in that
-            stage, and its history: for progress bars.
+        on_epochs: called with "pretrain" or "train" and what `training.fit` passes: the
+            number of epochs done, the state and the history.
 
     Returns:
         The model.
@@ -178,6 +180,7 @@ def fit(
     keys = {use: fold_in(key, i) for i, use in enumerate(_KEY_USES)}
 
     def run(stage, objective, optimization, params, model_state, check=None):
+        began = time.perf_counter()
         start = training.make_start(objective, optimization, execution)
         state = training.fit(
             training.make_advance(objective, optimization, execution),
@@ -188,9 +191,11 @@ def fit(
             check=check,
             on_epochs=on_epochs and functools.partial(on_epochs, stage),
         )
-        return state, jax.device_get(state.history)
+        history[stage] = jax.device_get(state.history)
+        seconds[stage] = time.perf_counter() - began
+        return state
 
-    history, autoencoder, center = {}, None, None
+    history, seconds, autoencoder, center = {}, {}, None, None
     options = {"axis_name": execution.axis_name, "dtype": dtype}
     if initial is not None:
         encoder, center = initial.encoder, initial.center
@@ -198,9 +203,7 @@ def fit(
     elif pretrain is not None:
         objective = autoencoder_objective(network, **options)
         init = execution.compile(objective.init, (0,))
-        state, history["pretrain"] = run(
-            "pretrain", objective, pretrain, *init(keys["init_autoencoder"])
-        )
+        state = run("pretrain", objective, pretrain, *init(keys["init_autoencoder"]))
         autoencoder = {"params": state.params, **state.model_state}
         encoder = networks.encoder_variables(autoencoder)
 
@@ -213,7 +216,7 @@ def fit(
         embed = training.make_evaluate(_embed_with(network, dtype), execution)
         embeddings = embed(*_split(encoder), data.x, data.indices)
         center = execution.compile(_center, (0, 0))(embeddings, data.size)
-    state, history["train"] = run(
+    state = run(
         "train",
         objective,
         train,
@@ -222,7 +225,7 @@ def fit(
         functools.partial(_check_history, np.asarray(center)),
     )
     encoder = {"params": state.params, "batch_stats": state.model_state["batch_stats"]}
-    return Fitted(encoder, center, autoencoder, history, network)
+    return Fitted(encoder, center, autoencoder, history, seconds, network)
 
 
 def score(
@@ -273,11 +276,10 @@ def reconstruction_score(
 def _evaluate(function, fitted, execution, params, model_state, x):
     execution = execution or _default_execution(fitted.network)
     evaluate = training.make_evaluate(function, execution)
-    shape = fitted.center.shape[:-1] if not execution.shared_inputs else ()
-    indices = jnp.broadcast_to(
-        jnp.arange(x.shape[len(shape)]),
-        (*fitted.center.shape[:-1], x.shape[len(shape)]),
-    )
+    # The axes of the runs, if there are any, are those of the centres.
+    runs = fitted.center.shape[:-1]
+    size = x.shape[0] if execution.shared_inputs else x.shape[len(runs)]
+    indices = jnp.broadcast_to(jnp.arange(size), (*runs, size))
     return evaluate(params, model_state, x, indices)
 
 
@@ -296,9 +298,7 @@ def _center(embeddings: jax.Array, size: jax.Array) -> jax.Array:
     return losses.clamp_center(total / size)
 
 
-def _check_history(
-    center: np.ndarray, history: dict[str, np.ndarray], epoch: int
-) -> None:
+def _check_history(center: np.ndarray, history: History, epoch: int) -> None:
     training.check_finite(history, epoch)
     spread = history["spread"][..., epoch]
     # Below the rounding of the embeddings themselves, they are all one point.

@@ -4,6 +4,8 @@ Each computes what its plain definition says, in the form that is fastest to run
 tests hold every form equal to the plain one. Images are channels last.
 """
 
+import math
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -16,31 +18,37 @@ KERNEL_SIZE = 5
 _DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 
 
-def uniform_by_fan_in(key, shape, dtype=jnp.float32) -> jax.Array:
+def fan_in_bound(shape: tuple[int, ...]) -> float:
     """PyTorch's default for dense and convolution kernels: U(+-1/sqrt(fan_in)).
 
     (Kaiming's uniform rule with slope sqrt(5) comes to that.) Shape is `[..., in,
     out]`.
     """
-    bound = 1.0 / np.sqrt(np.prod(shape[:-1]))
-    return jax.random.uniform(key, shape, dtype, -bound, bound)
+    return 1.0 / math.sqrt(math.prod(shape[:-1]))
 
 
-def uniform_by_fan_out(key, shape, dtype=jnp.float32) -> jax.Array:
+def fan_out_bound(shape: tuple[int, ...]) -> float:
     """PyTorch's default for *transposed* convolutions: U(+-1/sqrt(k k out)).
 
-    The same rule as `uniform_by_fan_in`; but PyTorch stores these kernels as
+    The same rule as `fan_in_bound`; but PyTorch stores these kernels as
     `[in, out, k, k]` and takes the second axis for the inputs.
     """
-    bound = 1.0 / np.sqrt(np.prod(shape[:-2]) * shape[-1])
-    return jax.random.uniform(key, shape, dtype, -bound, bound)
+    return 1.0 / math.sqrt(math.prod(shape[:-2]) * shape[-1])
 
 
-def xavier_uniform(key, shape, dtype=jnp.float32) -> jax.Array:
+def xavier_bound(shape: tuple[int, ...]) -> float:
     """Glorot's uniform rule with the gain of a leaky ReLU of slope 0.01."""
-    fans = np.prod(shape[:-2]) * (shape[-2] + shape[-1])
-    bound = np.sqrt(2.0 / (1.0 + 0.01**2)) * np.sqrt(6.0 / fans)
-    return jax.random.uniform(key, shape, dtype, -bound, bound)
+    fans = math.prod(shape[:-2]) * (shape[-2] + shape[-1])
+    return math.sqrt(2.0 / (1.0 + 0.01**2)) * math.sqrt(6.0 / fans)
+
+
+def uniform(bound: Callable[[tuple[int, ...]], float]) -> Callable:
+    """The initialiser that draws from U(+-bound(shape))."""
+
+    def init(key, shape, dtype=jnp.float32):
+        return jax.random.uniform(key, shape, dtype, -bound(shape), bound(shape))
+
+    return init
 
 
 class BatchNorm(nn.Module):
@@ -115,20 +123,20 @@ class Convolution(nn.Module):
         features: output channels.
         padding: zeros around the (upsampled) input, 2 or 1.
         upsample: whether to upsample first.
-        kernel_init: initialiser of the `[5, 5, in, out]` kernel.
+        bound: that of the initial `[5, 5, in, out]` kernel, a function of its shape.
         dtype: type of the computation.
     """
 
     features: int
     padding: int = 2
     upsample: bool = False
-    kernel_init: Any = uniform_by_fan_in
+    bound: Callable[[tuple[int, ...]], float] = fan_in_bound
     dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         shape = (KERNEL_SIZE, KERNEL_SIZE, x.shape[-1], self.features)
-        kernel = self.param("kernel", self.kernel_init, shape).astype(self.dtype)
+        kernel = self.param("kernel", uniform(self.bound), shape).astype(self.dtype)
         if self.upsample:
             return upsample_and_convolve(x, kernel, self.padding)
         return convolve(x, kernel, self.padding)

@@ -18,12 +18,13 @@ by default, because the published hyper-parameters were chosen with it.
 import dataclasses
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from deepsad_jax import layers
 
@@ -193,11 +194,7 @@ class Decoder(nn.Module):
                 layer.features,
                 padding=layer.padding,
                 upsample=layer.upsample,
-                kernel_init=(
-                    layers.xavier_uniform
-                    if spec.xavier_decoder
-                    else layers.uniform_by_fan_out
-                ),
+                bound=_decoder_bound(spec),
                 dtype=self.dtype,
                 name=f"conv{i}",
             )(nn.leaky_relu(x))
@@ -272,6 +269,40 @@ def build_encoder(
     return Encoder(resolve(name), axis_name, dtype)
 
 
+def initialize(model: Autoencoder | Encoder, key: jax.Array) -> dict[str, Any]:
+    """Initial variables, distributed as those of `model.init`, from one random draw.
+
+    Flax draws each kernel from a key of its own, which takes XLA seconds to compile.
+    """
+    x = jax.ShapeDtypeStruct((1, *model.architecture.input_shape), jnp.float32)
+    init = functools.partial(model.init, train=False)
+    variables = jax.eval_shape(init, key, x)
+    paths, tree = jax.tree_util.tree_flatten_with_path(variables["params"])
+    sizes = [math.prod(leaf.shape) for _, leaf in paths]
+    draws = jnp.split(
+        jax.random.uniform(key, (sum(sizes),), minval=-1.0), np.cumsum(sizes[:-1])
+    )
+    params = []
+    for (path, leaf), draw in zip(paths, draws, strict=True):
+        names = [entry.key for entry in path]
+        in_decoder = names[0] == "decoder" and names[1].startswith("conv")
+        bound = (
+            _decoder_bound(model.architecture) if in_decoder else layers.fan_in_bound
+        )
+        params.append(bound(leaf.shape) * draw.reshape(leaf.shape))
+
+    def initial_statistic(path, leaf):
+        value = 1.0 if path[-1].key == "var" else 0.0
+        return jnp.full(leaf.shape, value, leaf.dtype)
+
+    return {
+        "params": jax.tree.unflatten(tree, params),
+        "batch_stats": jax.tree_util.tree_map_with_path(
+            initial_statistic, variables["batch_stats"]
+        ),
+    }
+
+
 def encoder_variables(variables: Variables) -> dict[str, Any]:
     """The encoder's part of an autoencoder's variables, batch statistics included."""
     return {collection: tree["encoder"] for collection, tree in variables.items()}
@@ -301,13 +332,17 @@ def parameter_count(params: Any) -> int:
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
 
 
+def _decoder_bound(spec: LeNetArchitecture) -> Callable:
+    return layers.xavier_bound if spec.xavier_decoder else layers.fan_out_bound
+
+
 def _norm_and_dense(module: Encoder | Decoder, train: bool):
     norm = functools.partial(layers.BatchNorm, train=train, axis_name=module.axis_name)
     dense = functools.partial(
         nn.Dense,
         use_bias=False,
         dtype=module.dtype,
-        kernel_init=layers.uniform_by_fan_in,
+        kernel_init=layers.uniform(layers.fan_in_bound),
     )
     return norm, dense
 

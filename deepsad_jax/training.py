@@ -54,7 +54,11 @@ class Optimization:
             ("epochs", self.epochs >= 0, ">= 0"),
             ("batch_size", self.batch_size >= 2, ">= 2 for batch normalisation"),
             ("weight_decay", self.weight_decay >= 0, ">= 0"),
-            ("milestones", all(m >= 0 for m in self.milestones), "epochs >= 0"),
+            (
+                "milestones",
+                all(isinstance(m, int) and m >= 0 for m in self.milestones),
+                "a tuple of epochs, integers >= 0",
+            ),
         ):
             if not valid:
                 raise ValueError(
@@ -310,13 +314,9 @@ def make_advance(
     def no_totals():
         return {name: jnp.zeros(()) for name in ("loss", *objective.metrics)}
 
-    def prepare(data, key, epoch):
-        key = jax.random.fold_in(key, epoch)
-        return _shuffle(jax.random.fold_in(key, 0), data), jax.random.fold_in(key, 1)
-
     def advance(state, data, key, first, last):
         def epoch_body(epoch, state):
-            order, step_key = prepare(data, key, epoch)
+            order, step_key = _prepare(data, key, epoch)
 
             def step_body(i, carry):
                 return train_on(*carry, data, order, step_key, epoch, i)
@@ -332,7 +332,7 @@ def make_advance(
     if not execution.per_step:
         return execution.compile(advance, (0, data_axes, 0, None, None), donate=(0,))
 
-    prepare = execution.compile(prepare, (data_axes, 0, None))
+    prepare = execution.compile(_prepare, (data_axes, 0, None))
     train_on = execution.compile(
         train_on, (0, 0, data_axes, 0, 0, None, None), donate=(0, 1)
     )
@@ -349,6 +349,14 @@ def make_advance(
         return state
 
     return advance_per_step
+
+
+def _prepare(
+    data: TrainingSet, key: jax.Array, epoch: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """The order of an epoch and the key of its steps."""
+    key = jax.random.fold_in(key, epoch)
+    return _shuffle(jax.random.fold_in(key, 0), data), jax.random.fold_in(key, 1)
 
 
 def _shuffle(key: jax.Array, data: TrainingSet) -> jax.Array:
@@ -451,6 +459,8 @@ def fit(
         TrainingError: as `check` does.
     """
     check = check or check_finite
+    # Training overwrites the memory of its state; the caller's arrays stay.
+    state = jax.tree.map(jnp.copy, state)
     done, piece = first, 1
     while done < epochs:
         last = min(done + piece, epochs)

@@ -198,9 +198,9 @@ def _known_outlier_classes(labels, protocol, rng) -> np.ndarray:
 def make(source: sources.Source, protocol: Protocol, seed: int) -> Scenario:
     """Splits, scales and draws.
 
-    Sources without a test part are split once, 60 to 40, stratified by class. Tables are
-    scaled to [0, 1] by the training part's minima and maxima. (Standardising first, as
-    the original does, would change nothing: min-max scaling undoes any affine map.)
+    Sources without a test part are split once, 60 to 40, stratified by class. Tables
+    are scaled to [0, 1] by the training part's minima and maxima. (Standardising first,
+    as the original does, would change nothing: min-max scaling undoes any affine map.)
     Images stay as they are. A source with its own `semi_targets` is taken as it is.
 
     Args:

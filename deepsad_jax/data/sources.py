@@ -2,9 +2,9 @@
 
 `load(name)` knows `digits` and `breast_cancer` (shipped with scikit-learn), the image
 sets `mnist`, `fmnist` and `cifar10` (tensorflow-datasets), the six ODDS tables
-(downloaded once and checked against their SHA-256), and the path of any `.npz`, `.csv` or
-`.mat` file. A file `NAME.npz`, `NAME.mat` or `NAME.csv` in `data_dir` comes before all of
-them, so nothing is downloaded where the data are at hand.
+(downloaded once and checked against their SHA-256), and the path of any `.npz`, `.csv`
+or `.mat` file. A file `NAME.npz`, `NAME.mat` or `NAME.csv` in `data_dir` comes before
+all of them, so nothing is downloaded where the data are at hand.
 """
 
 import os
@@ -20,8 +20,8 @@ class Source(NamedTuple):
     """A data set as it was published.
 
     Attributes:
-        x: examples, `[n, columns]` for tables, `[n, height, width, channels]` for images
-            (uint8, or floating in [0, 1]).
+        x: examples, `[n, columns]` for tables, `[n, height, width, channels]` for
+            images (uint8, or floating in [0, 1]).
         labels: classes, `[n]` integers; 0 normal and 1 anomaly for tables. None if
             `semi_targets` are given.
         x_test: test examples, or None where the scenario has to split.
@@ -84,8 +84,8 @@ def load(
     """Reads a data set.
 
     Args:
-        name: one of `NAMES`, or the path of a `.npz`, `.mat` or `.csv` file; `read_file`
-            says what it must hold.
+        name: one of `NAMES`, or the path of a `.npz`, `.mat` or `.csv` file;
+            `read_file` says what it must hold.
         data_dir: folder that is looked in first, for `NAME.npz`, `NAME.mat` or
             `NAME.csv`; downloads go there too. By default they go to the caches of
             pooch and tensorflow-datasets.
@@ -122,9 +122,9 @@ def load(
 def read_file(path: str | os.PathLike) -> Source:
     """Reads a data set from a file.
 
-    * `.npz`: arrays `x_train`, `y_train`, `x_test`, `y_test`; or `X` and `y`, to be split;
-      or `x_train`, `semi_targets` (+1 known normal, 0 unlabelled, -1 known anomaly),
-      `x_test`, `y_test` (0 normal, 1 anomaly), where labels are your own.
+    * `.npz`: arrays `x_train`, `y_train`, `x_test`, `y_test`; or `X` and `y`, to be
+      split; or `x_train`, `semi_targets` (+1 known normal, 0 unlabelled, -1 known
+      anomaly), `x_test`, `y_test` (0 normal, 1 anomaly), where labels are your own.
     * `.mat` (version 5): `X` and `y`.
     * `.csv`: numbers, optionally under a line of names; the label is the column named
       `label` or `y`, else the last.

@@ -1,0 +1,71 @@
+"""The command line: a config with overrides, and one sentence for what is wrong."""
+
+import logging as python_logging
+import re
+import sys
+import traceback
+from collections.abc import Callable
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+DEFAULT_CONFIG = "configs/digits.py"
+# Without a default, which would be loaded on import, where errors cannot be caught.
+CONFIG = config_flags.DEFINE_config_file(
+    "config",
+    None,
+    f"Config file ({DEFAULT_CONFIG} by default), with an argument behind a colon where it takes one "
+    "(configs/odds.py:cardio). Every field can be overridden, as in "
+    "--config.train.learning_rate=1e-3; configs/default.py explains all fields.",
+)
+
+
+def start(program: Callable) -> None:
+    """Parses the flags, calls `program(config)` and exits.
+
+    Wrong flags, ValueError, OSError and training that cannot go on end in one sentence
+    on the standard error and the exit status 2; with `--verbosity=1` after a traceback.
+    """
+
+    # JAX tells of every accelerator that is not there.
+    python_logging.getLogger("jax").setLevel(python_logging.WARNING)
+
+    def parse(argv):
+        if not any(arg.lstrip("-").split("=")[0] == "config" for arg in argv[1:]):
+            argv = [argv[0], f"--config={DEFAULT_CONFIG}", *argv[1:]]
+        try:
+            remaining = flags.FLAGS(argv)
+            # Some errors wait until the config is looked at.
+            CONFIG.value  # noqa: B018
+        except Exception as error:
+            _fail(error)
+        if not flags.FLAGS["verbosity"].present:
+            logging.set_verbosity(logging.WARNING)
+        if len(remaining) > 1:
+            _fail(ValueError(f"unexpected argument {remaining[1]!r}"))
+        return remaining
+
+    def main(argv):
+        del argv
+        from deepsad_jax import training
+
+        try:
+            program(CONFIG.value)
+        except (ValueError, OSError, training.TrainingError) as error:
+            _fail(error)
+        except KeyboardInterrupt:
+            sys.exit("interrupted")
+
+    app.run(main, flags_parser=parse)
+
+
+def _fail(error: Exception) -> None:
+    if flags.FLAGS.is_parsed() and logging.get_verbosity() >= logging.DEBUG:
+        traceback.print_exception(error)
+    message = str(error.args[0]) if len(error.args) == 1 else str(error)
+    if "Traceback" in message:  # ml_collections puts that of a config file in
+        message = re.split(r"\n\w*Error: ", message)[-1]
+    # KeyErrors quote their message, and ml_collections nests them.
+    message = " ".join(message.replace("\\n", " ").split()).strip("'\"")
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(2)

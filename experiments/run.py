@@ -1,0 +1,54 @@
+"""Trains and evaluates one anomaly detector.
+
+    python -m experiments.run                                    # embedded digits
+    python -m experiments.run --config=configs/odds.py:cardio --workdir=runs/cardio
+    python -m experiments.run --config=configs/mnist.py --config.data.normal_class=3 \
+        --config.data.dir=DATA --config.train.epochs=50
+
+Results go to the working directory: config.json, metrics.jsonl (losses of each epoch),
+results.json (AUROC, average precision, times, versions), scores.npz (index, label,
+score of each test example), model (the trained network) and pictures.
+"""
+
+import pathlib
+
+import ml_collections
+from absl import flags
+
+from deepsad_jax.data import scenario, sources
+from experiments import cli, methods, progress, report, settings, workdir
+
+WORKDIR = flags.DEFINE_string(
+    "workdir",
+    "",
+    "Folder for the results; a new one under runs/ by default. A finished experiment "
+    "is never overwritten.",
+)
+
+
+def run(config: ml_collections.ConfigDict, folder: str) -> dict:
+    """Runs the experiment that a config describes and writes it to a folder.
+
+    Returns:
+        The content of results.json.
+    """
+    settings.check(config)
+    source = sources.load(config.data.name, config.data.dir or None)
+    problem = scenario.make(source, settings.protocol(config), config.seed)
+    label = f"{pathlib.Path(config.data.name).stem}-{config.method}"
+    target = workdir.prepare(folder, label)
+    workdir.write_json(target / "config.json", config.to_dict())
+    with progress.Progress(target / "metrics.jsonl", methods.stages(config)) as bars:
+        outcome = methods.RUN[config.method](problem, config, bars)
+    figures = report.results(config, problem, outcome)
+    report.write(target, problem, outcome, figures)
+    print(report.summary(figures, target))
+    return figures
+
+
+def main(config: ml_collections.ConfigDict) -> None:
+    run(config, WORKDIR.value)
+
+
+if __name__ == "__main__":
+    cli.start(main)

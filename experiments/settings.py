@@ -1,0 +1,76 @@
+"""Configs to the plain values that the library takes, checked before anything runs."""
+
+import ml_collections
+import numpy as np
+
+from deepsad_jax import networks, training
+from deepsad_jax.data import scenario
+
+ConfigDict = ml_collections.ConfigDict
+
+
+def protocol(config: ConfigDict) -> scenario.Protocol:
+    """The semi-supervised protocol that `config.data` describes."""
+    data = config.data
+    return scenario.Protocol(
+        normal_class=data.normal_class,
+        known_outlier_class=data.known_outlier_class,
+        n_known_outlier_classes=data.n_known_outlier_classes,
+        ratio_known_normal=data.ratio_known_normal,
+        ratio_known_outlier=data.ratio_known_outlier,
+        ratio_pollution=data.ratio_pollution,
+    )
+
+
+def optimization(config: ConfigDict, stage: str) -> training.Optimization:
+    """The hyper-parameters of the stage `pretrain` or `train`."""
+    section = config[stage]
+    try:
+        return training.Optimization(
+            learning_rate=section.learning_rate,
+            epochs=section.epochs,
+            milestones=section.milestones,
+            batch_size=section.batch_size,
+            weight_decay=section.weight_decay,
+        )
+    except ValueError as error:
+        raise ValueError(f"config.{stage}: {error}") from error
+
+
+def network(config: ConfigDict, x: np.ndarray) -> str | networks.Architecture:
+    """The network that the config names, or the one that fits the data.
+
+    Raises:
+        ValueError: if there is none, or it does not take such examples.
+    """
+    if not config.network:
+        return networks.default_network(x.shape[1:])
+    expected = networks.architecture(config.network).input_shape
+    if expected != x.shape[1:]:
+        raise ValueError(
+            f"config.network {config.network} takes examples of shape {expected}, but "
+            f"those of {config.data.name} have {x.shape[1:]}; choose another network, "
+            'or "" for the one that fits'
+        )
+    return config.network
+
+
+def check(config: ConfigDict) -> None:
+    """Raises ValueError for what is wrong in a config, whatever the data are."""
+    if config.method not in METHODS:
+        raise ValueError(
+            f"config.method is {config.method!r}; it must be one of "
+            f"{', '.join(METHODS)}"
+        )
+    if config.network:
+        networks.architecture(config.network)
+    if not config.eta > 0:
+        raise ValueError(f"config.eta is {config.eta}; it must be > 0")
+    if not 0 <= config.seed < 2**32:
+        raise ValueError(f"config.seed is {config.seed}; it must be in [0, 2^32)")
+    protocol(config)
+    for stage in ("pretrain", "train"):
+        optimization(config, stage)
+
+
+METHODS = ("deep_sad",)
