@@ -484,42 +484,63 @@ def test_missing_array_record_is_reported_before_the_download(
     assert server.gets == []
 
 
+def one(folder, pattern):
+    (path,) = folder.glob(pattern)
+    return path
+
+
 def flip_a_bit(path):
     data = bytearray(path.read_bytes())
     data[1000] ^= 16
     path.write_bytes(data)
 
 
+def replace(path, old, new):
+    assert old in path.read_text()
+    path.write_text(path.read_text().replace(old, new))
+
+
+def flip_a_bit_of_tfrecord(folder):
+    to_tfrecord(folder)
+    flip_a_bit(one(folder, "*-train.tfrecord*"))
+
+
+def lose_examples_of_tfrecord(folder):
+    to_tfrecord(folder)
+    shutil.copy(one(folder, "*-test.tfrecord*"), one(folder, "*-train.tfrecord*"))
+
+
+# What is done to the files, and what is said of it (where the words are ours).
 DAMAGES = {
-    "bit flipped": lambda d: flip_a_bit(next(d.glob("*-train.array_record*"))),
-    "emptied": lambda d: next(d.glob("*-test.array_record*")).write_bytes(b""),
-    "file missing": lambda d: next(d.glob("*-test.array_record*")).unlink(),
-    "half an info": lambda d: (d / "dataset_info.json").write_text('{"name'),
-    "too few examples": lambda d: (d / "dataset_info.json").write_text(
-        (d / "dataset_info.json").read_text().replace(f'"{N_TRAIN}"', '"41"')
+    "bit flipped": (lambda d: flip_a_bit(one(d, "*-train.array*")), ""),
+    "emptied": (lambda d: one(d, "*-test.array*").write_bytes(b""), ""),
+    "file missing": (lambda d: one(d, "*-test.array*").unlink(), ""),
+    "half an info": (lambda d: (d / "dataset_info.json").write_text('{"name'), ""),
+    "too few examples": (
+        lambda d: replace(d / "dataset_info.json", f'"{N_TRAIN}"', '"41"'),
+        "",
     ),
-    "tfrecord bit flipped": lambda d: (
-        to_tfrecord(d),
-        flip_a_bit(next(d.glob("*-train.tfrecord*"))),
+    "tfrecord bit flipped": (
+        flip_a_bit_of_tfrecord,
+        "record . of .*tfrecord.* has the wrong checksum",
     ),
-    "tfrecord of too few examples": lambda d: (
-        to_tfrecord(d),
-        shutil.copy(
-            next(d.glob("*-test.tfrecord*")), next(d.glob("*-train.tfrecord*"))
-        ),
+    "tfrecord of too few examples": (
+        lose_examples_of_tfrecord,
+        f"train has {N_TEST} examples, expected {N_TRAIN}",
     ),
-    "unknown format": lambda d: (d / "dataset_info.json").write_text(
-        (d / "dataset_info.json").read_text().replace("array_record", "riegeli")
+    "unknown format": (
+        lambda d: replace(d / "dataset_info.json", "array_record", "riegeli"),
+        r"unknown formats \['riegeli'\]",
     ),
 }
 
 
-@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
-def test_damaged_files_are_reported(damage, copy):
+@pytest.mark.parametrize("damage, cause", DAMAGES.values(), ids=DAMAGES)
+def test_damaged_files_are_reported(damage, cause, copy):
     damage(copy)
     message = (
         rf"^the prepared files of mnist in {re.escape(str(copy))} cannot be read "
-        rf"\(.+\); delete that folder .*, or {ALTERNATIVE.format('mnist')}"
+        rf"\(.*{cause}.*\); delete that folder .*, or {ALTERNATIVE.format('mnist')}"
     )
     with pytest.raises(ValueError, match=message):
         tfds_images.load("mnist", copy.parents[1], download=False)
