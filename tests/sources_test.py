@@ -1,0 +1,175 @@
+import pathlib
+
+import numpy as np
+import pooch
+import pytest
+import requests
+import scipy.io
+
+from deepsad_jax.data import sources
+
+ODDS_SHAPES = {  # rows, columns, outliers, as the ODDS library lists them
+    "arrhythmia": (452, 274, 66),
+    "cardio": (1831, 21, 176),
+    "satellite": (6435, 36, 2036),
+    "satimage-2": (5803, 36, 71),
+    "shuttle": (49097, 9, 3511),
+    "thyroid": (3772, 6, 93),
+}
+SHARED = pathlib.Path(__file__).parents[2] / "shared" / "data" / "odds"
+
+
+def test_embedded_digits_are_images_in_the_unit_interval():
+    source = sources.load("digits")
+    assert source.x.shape == (1797, 8, 8, 1) and source.x.dtype == np.float32
+    assert source.x.min() == 0 and source.x.max() == 1
+    np.testing.assert_array_equal(np.unique(source.labels), np.arange(10))
+
+
+def test_embedded_breast_cancer_has_the_malignant_as_anomalies():
+    source = sources.load("breast_cancer")
+    assert source.x.shape == (569, 30)
+    assert source.labels.sum() == 212  # malignant, says the data set's description
+    radius = source.x[:, 0]
+    assert radius[source.labels == 1].mean() > radius[source.labels == 0].mean()
+
+
+@pytest.mark.parametrize("name", ODDS_SHAPES)
+def test_odds_tables_are_read_from_a_folder(name):
+    if not SHARED.is_dir():
+        pytest.skip("the ODDS tables are not here")
+    source = sources.load(name, SHARED)
+    rows, columns, outliers = ODDS_SHAPES[name]
+    assert source.x.shape == (rows, columns)
+    assert source.labels.sum() == outliers
+
+
+@pytest.mark.parametrize("name", ODDS_SHAPES)
+def test_odds_files_have_the_hashes_that_downloads_are_checked_against(name):
+    path = SHARED / f"{name}.mat"
+    if not path.exists() or name == "thyroid":  # its mirror holds an .npz instead
+        pytest.skip("no file with that hash here")
+    assert pooch.file_hash(path) == sources.ODDS[name][1]
+
+
+def test_downloads_are_cached_and_checked(tmp_path, monkeypatch):
+    x, y = np.random.default_rng(0).random((20, 3)), np.tile([0, 1], 10)
+    served = tmp_path / "served.mat"
+    scipy.io.savemat(served, {"X": x, "y": y[:, None]})
+    calls = []
+
+    class Downloader:
+        def __call__(self, url, output_file, pooch):
+            calls.append(url)
+            pathlib.Path(output_file).write_bytes(served.read_bytes())
+
+    monkeypatch.setattr("pooch.core.choose_downloader", lambda *a, **k: Downloader())
+    url = "https://example.org/cardio.mat"
+    monkeypatch.setitem(sources.ODDS, "cardio", (url, pooch.file_hash(served)))
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for _ in range(2):
+        source = sources.load("cardio", folder)
+        np.testing.assert_array_equal(source.x, x)
+        np.testing.assert_array_equal(source.labels, y)
+    assert calls == [url]
+
+    monkeypatch.setitem(sources.ODDS, "shuttle", (url, "0" * 64))
+    with pytest.raises(ValueError, match="SHA-256 differs.*shuttle.mat into a folder"):
+        sources.load("shuttle", folder)
+    assert not (folder / "shuttle.mat").exists()
+
+
+def test_without_a_network_the_advice_is_a_local_file(tmp_path, monkeypatch):
+    def fail(*args, **kwargs):
+        raise requests.exceptions.ConnectionError("no route")
+
+    monkeypatch.setattr("requests.get", fail)
+    with pytest.raises(FileNotFoundError, match="thyroid could not be downloaded"):
+        sources.load("thyroid", tmp_path)
+    with pytest.raises(FileNotFoundError, match="downloading is off; put a file"):
+        sources.load("thyroid", tmp_path, download=False)
+
+
+def test_a_file_in_the_folder_comes_first(tmp_path):
+    x = np.zeros((4, 28, 28), np.uint8)
+    y = np.arange(4)
+    np.savez(tmp_path / "mnist.npz", x_train=x, y_train=y, x_test=x[:2], y_test=y[:2])
+    source = sources.load("mnist", tmp_path)
+    assert source.x.shape == (4, 28, 28, 1) and source.x_test.shape == (2, 28, 28, 1)
+
+
+def test_npz_with_semi_targets(tmp_path):
+    path = tmp_path / "mine.npz"
+    x = np.random.default_rng(0).random((5, 2))
+    labels = np.array([1, 0, 0, -1, 0])
+    np.savez(path, x_train=x, semi_targets=labels, x_test=x, y_test=np.ones(5))
+    source = sources.load(str(path))
+    np.testing.assert_array_equal(source.semi_targets, labels)
+    assert source.labels is None and source.labels_test.dtype == np.int64
+
+
+@pytest.mark.parametrize(
+    "text", ["a,y,b\n1,0,2\n3,1,4\n", "a,b,class\n1,2,0\n3,4,1\n", "1,2,0\n3,4,1\n"]
+)
+def test_csv_takes_the_named_or_the_last_column_as_label(tmp_path, text):
+    path = tmp_path / "mine.csv"
+    path.write_text(text)
+    source = sources.load(str(path))
+    np.testing.assert_array_equal(source.x, [[1, 2], [3, 4]])
+    np.testing.assert_array_equal(source.labels, [0, 1])
+
+
+def write_npz(path, **arrays):
+    np.savez(path, **arrays)
+
+
+X = np.random.default_rng(0).random((6, 3))
+
+
+@pytest.mark.parametrize(
+    ("write", "message"),
+    [
+        (lambda p: p.write_bytes(b"<html>404</html>"), "cannot be read as .npz"),
+        (lambda p: p.write_bytes(b""), "cannot be read as .npz"),
+        (lambda p: write_npz(p, X=np.array([{}], object)), "cannot be read as .npz"),
+        (lambda p: write_npz(p, data=X), "holds data; it must hold X and y"),
+        (lambda p: write_npz(p, X=X, y=np.zeros(5)), "y has 5 entries for 6 examples"),
+        (lambda p: write_npz(p, X=X, y=X[:, 0]), "y must hold integers"),
+        (lambda p: write_npz(p, X=X[:0], y=np.zeros(0)), "not be empty"),
+        (lambda p: write_npz(p, X=np.array(["a"]), y=np.zeros(1)), "must hold numbers"),
+        (
+            lambda p: write_npz(p, X=np.full((2, 8, 8), 7.0), y=np.zeros(2)),
+            "values from 7.0 to 7.0; they must be uint8",
+        ),
+        (
+            lambda p: write_npz(
+                p, x_train=X, y_train=np.zeros(6), x_test=X[:, :2], y_test=np.zeros(6)
+            ),
+            r"training examples have shape \(3,\), but test examples \(2,\)",
+        ),
+    ],
+)
+def test_unusable_npz_files_are_refused(tmp_path, write, message):
+    path = tmp_path / "mine.npz"
+    write(path)
+    with pytest.raises(ValueError, match=message) as error:
+        sources.load(str(path))
+    assert str(path) in str(error.value)
+
+
+@pytest.mark.parametrize("suffix", [".mat", ".csv"])
+def test_damaged_tables_are_refused(tmp_path, suffix):
+    path = tmp_path / f"mine{suffix}"
+    path.write_bytes(b"a,b\n1,2\n3\n")
+    with pytest.raises(ValueError, match=f"cannot be read as {suffix}"):
+        sources.load(str(path))
+
+
+def test_unknown_names_and_missing_files(tmp_path):
+    with pytest.raises(ValueError, match="no data set 'emnist'; known are digits"):
+        sources.load("emnist")
+    with pytest.raises(FileNotFoundError, match="no file .*mine.csv"):
+        sources.load(str(tmp_path / "mine.csv"))
+    with pytest.raises(FileNotFoundError, match="folder .*nowhere does not exist"):
+        sources.load("mnist", tmp_path / "nowhere")
