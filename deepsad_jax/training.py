@@ -188,7 +188,8 @@ def check_inputs(name: str, x: np.ndarray) -> None:
         raise ValueError(
             f"{name} has dtype {x.dtype}; it must be floating, or uint8 for images"
         )
-    bad = ~np.isfinite(x.astype(np.float32))
+    with np.errstate(over="ignore"):
+        bad = ~np.isfinite(x.astype(np.float32))
     if bad.any():
         where = tuple(int(i) for i in np.argwhere(bad)[0])
         raise ValueError(

@@ -14,8 +14,8 @@ DEFAULT_CONFIG = "configs/digits.py"
 CONFIG = config_flags.DEFINE_config_file(
     "config",
     None,
-    f"Config file ({DEFAULT_CONFIG} by default), with an argument behind a colon where it takes one "
-    "(configs/odds.py:cardio). Every field can be overridden, as in "
+    f"Config file ({DEFAULT_CONFIG} by default), with an argument behind a colon where "
+    "it takes one (configs/odds.py:cardio). Every field can be overridden, as in "
     "--config.train.learning_rate=1e-3; configs/default.py explains all fields.",
 )
 
@@ -65,7 +65,12 @@ def _fail(error: Exception) -> None:
     message = str(error.args[0]) if len(error.args) == 1 else str(error)
     if "Traceback" in message:  # ml_collections puts that of a config file in
         message = re.split(r"\n\w*Error: ", message)[-1]
-    # KeyErrors quote their message, and ml_collections nests them.
-    message = " ".join(message.replace("\\n", " ").split()).strip("'\"")
+    if match := re.search(r'Did you mean "(\w+)" instead of "(\w+)"', message):
+        message = f'the config has no field "{match[2]}"; did you mean "{match[1]}"?'
+    elif isinstance(error, (AttributeError, KeyError)):
+        message = f"the config has no field {message}; configs/default.py has them all"
+    elif "Failed loading config file" in message:
+        message = f"the config file cannot be loaded: {message.splitlines()[-1]}"
+    message = " ".join(message.split())
     print(f"error: {message}", file=sys.stderr)
     sys.exit(2)

@@ -18,6 +18,7 @@ from absl import flags
 from deepsad_jax.data import scenario, sources
 from experiments import cli, methods, progress, report, settings, workdir
 
+flags.adopt_module_key_flags(cli)
 WORKDIR = flags.DEFINE_string(
     "workdir",
     "",

@@ -57,7 +57,7 @@ def test_soft_boundary_loss_closed_form():
 
 
 def test_soft_boundary_radius_is_optimal_at_the_quantile(embeddings):
-    # The derivative in R^2 is 1 - share outside / nu: zero where nu of them are outside.
+    # The derivative in R^2 is 1 - share outside / nu: zero if nu of them are outside.
     distances = np.sort(np.asarray(losses.squared_distance(embeddings, CENTER)))
 
     def total(squared_radius):

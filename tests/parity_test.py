@@ -1,9 +1,9 @@
 """The published PyTorch implementation's numbers, reproduced.
 
 The oracles hold what that implementation computes (CPU, float32) from stored weights
-and inputs: outputs, gradients, three Adam steps of the autoencoder, the centre, three of
-Deep SAD at eta 1 and 0.5, and scores. Three networks travel with the tests; the other
-six are tested where their folder is at hand.
+and inputs: outputs, gradients, three Adam steps of the autoencoder, the centre, three
+of Deep SAD at eta 1 and 0.5, and scores. Three networks travel with the tests; the
+other six are tested where their folder is at hand.
 """
 
 import pathlib
