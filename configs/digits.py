@@ -13,8 +13,10 @@ def get_config():
     config = default.get_config()
     config.network = "digits_LeNet"
     config.data.name = "digits"
+    config.data.normal_class = 9
+    config.data.known_outlier_class = 4
     config.data.ratio_known_outlier = 0.1
-    # 107 normal training images: small batches.
+    # 108 normal training images: small batches.
     for stage in (config.pretrain, config.train):
         stage.batch_size = 32
         stage.learning_rate = 1e-3

@@ -179,6 +179,7 @@ def _samples(x, labels, scores, side: int = 8):
         "highest scores, normal class": normal[::-1],
     }
     drawing, axes = _figure(2, 2, 8, 8.5)
+    drawing.get_layout_engine().set(wspace=0.05)
     for axis, (title, rows) in zip(axes.flat, panels.items(), strict=True):
         axis.imshow(_grid(x[rows[: side * side]], side), cmap="gray", vmin=0, vmax=1)
         axis.set_title(title)

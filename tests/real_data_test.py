@@ -43,8 +43,8 @@ def test_mnist_runs_from_the_command_to_the_pictures(tmp_path):
     config.data.ratio_known_outlier, config.data.ratio_pollution = 0.01, 0.1
     config.pretrain.epochs = config.train.epochs = 2
     results = run.run(config, str(tmp_path / "run"))
-    # 5,923 zeros, as many polluting anomalies as make a tenth of the unlabelled, and one
-    # labelled in a hundred: the counts of the original's protocol.
+    # 5,923 zeros, as many polluting anomalies as make a tenth of the unlabelled, and
+    # one labelled in a hundred: the counts of the original's protocol.
     assert results["n_train"] == 6647 and results["n_test"] == 10_000
     assert results["n_known_outlier"] == 66
     assert results["auroc"] > 0.5

@@ -1,1 +1,2 @@
-"""Data: `sources` reads raw arrays, `scenario` makes a semi-supervised problem of them."""
+"""Data: `sources` reads raw arrays, `scenario` makes a semi-supervised problem of
+them."""

@@ -149,8 +149,8 @@ def draw(
     if number.unlabeled_outlier > len(rest):
         raise ValueError(
             f"ratio_pollution {protocol.ratio_pollution} asks for "
-            f"{number.unlabeled_outlier} unlabelled anomalies, but {len(rest)} are left "
-            f"({len(outliers)} in the training set, {len(known)} of them labelled); "
+            f"{number.unlabeled_outlier} unlabelled anomalies, but {len(rest)} are "
+            f"left ({len(outliers)} in the training set, {len(known)} of them labelled); "
             "lower the ratio"
         )
     # Fractions dropped from both normal groups can leave one example over.

@@ -143,8 +143,8 @@ def read_file(path: str | os.PathLike) -> Source:
         arrays = readers[path.suffix](path)
     except Exception as error:  # the readers raise many kinds for damaged files
         raise ValueError(
-            f"{path} cannot be read as {path.suffix} ({error}); it may be incomplete or "
-            "not what its name says: delete it and get it again"
+            f"{path} cannot be read as {path.suffix} ({error}); it may be incomplete "
+            "or not what its name says: delete it and get it again"
         ) from error
     return _source(path, {name.lower(): array for name, array in arrays.items()})
 
