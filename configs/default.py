@@ -19,6 +19,11 @@ def get_config() -> ml_collections.ConfigDict:
     # working directory, or a model.tar of the original implementation. With
     # train.epochs = 0 it is only evaluated.
     config.load_model = ""
+    # Devices that share each batch (data parallel); 0 takes all there are.
+    config.devices = 1
+    # Type of the computation, float32 or bfloat16 (for accelerators); parameters and
+    # statistics are float32 in any case.
+    config.dtype = "float32"
 
     config.data = data = ml_collections.ConfigDict()
     # digits, breast_cancer, mnist, fmnist, cifar10, an ODDS table, or the path of a

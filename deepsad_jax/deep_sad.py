@@ -172,9 +172,10 @@ def fit(
     """
     train = train or training.Optimization()
     execution = execution or _default_execution(network)
+    devices = execution.devices if execution.axis_name else 1
     for stage in (train, pretrain):
-        if stage is not None and stage.epochs:
-            training.check_batches(stage, data, execution)
+        if stage is not None:
+            training.check_batches(stage, int(np.min(data.size)), devices)
     # One key for each use: its number is part of what a seed means.
     fold_in = execution.compile(jax.random.fold_in, (0, None))
     keys = {use: fold_in(key, i) for i, use in enumerate(_KEY_USES)}
@@ -285,7 +286,7 @@ def _evaluate(function, fitted, execution, params, model_state, x):
 
 def _default_execution(network) -> parallel.Execution:
     spec = networks.resolve(network)
-    return parallel.default_execution(isinstance(spec, networks.LeNetArchitecture))
+    return parallel.for_one_run(isinstance(spec, networks.LeNetArchitecture))
 
 
 def _split(variables: Variables) -> tuple[Any, dict[str, Any]]:

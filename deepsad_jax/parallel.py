@@ -5,14 +5,20 @@ The rest of the library writes every computation for *one* run on *one* device. 
 devices that share the batches of one run (data parallel), or `pmap` over devices that
 each train their share of many runs (run parallel). This is the one module that names
 `jax.pmap`, so that replacing it stays a change of one file.
+
+Several processes: after `jax.distributed.initialize`, `jax.device_count()` devices
+share the batches of a run; every process passes the same arguments and gets the same
+results.
 """
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 AXIS_NAME = "data"
 
@@ -24,25 +30,33 @@ class Execution:
     Attributes:
         per_step: whether training calls one compiled step for each batch, instead of
             one compiled loop over many epochs.
-        many: whether arguments carry a leading axis of runs.
-        devices: number of devices, each taking an equal share of the batch or, with
-            `many`, of the runs (arguments then carry the axes `[devices, runs /
-            devices]`).
+        many: whether arguments carry leading axes of runs; `stack` makes them.
+        together: with `many`, whether the runs of a device are computed side by side
+            (`vmap`) or one after the other, in the same program.
         shared_inputs: with `many`, whether all runs read the same inputs `x`.
+        devices: number of devices, each taking an equal share of the batch or, with
+            `many`, of the runs. Without `many`, over all processes.
     """
 
     per_step: bool = False
     many: bool = False
-    devices: int = 1
+    together: bool = True
     shared_inputs: bool = True
+    devices: int = 1
 
     def __post_init__(self):
         if self.per_step and self.many:
             raise ValueError("many runs train in one loop: per_step must be False")
-        if not 1 <= self.devices <= jax.local_device_count():
+        available = jax.local_device_count() if self.many else jax.device_count()
+        if not 1 <= self.devices <= available:
             raise ValueError(
-                f"devices is {self.devices}; this process has "
-                f"{jax.local_device_count()}"
+                f"devices is {self.devices}; it must be from 1 to {available}, the "
+                "number there is"
+            )
+        if jax.process_count() > 1 and not self.many and self.devices < available:
+            raise ValueError(
+                f"devices is {self.devices}; the {jax.process_count()} processes have "
+                f"{available} in all, and must use every one of them"
             )
 
     @property
@@ -70,25 +84,81 @@ class Execution:
 @functools.lru_cache(maxsize=256)
 def _compile(execution, function, in_axes, donate):
     if execution.many:
+        if not execution.together:
+            function = jax.custom_batching.sequential_vmap(function)
         function = jax.vmap(function, in_axes=in_axes)
+        # pmap even for one device, so that the axes are those of `stack` in any case.
+        devices = jax.local_devices()[: execution.devices]
+        return jax.pmap(
+            function, in_axes=in_axes, donate_argnums=donate, devices=devices
+        )
     if execution.devices == 1:
         return jax.jit(function, donate_argnums=donate)
-    if execution.many:
-        return jax.pmap(function, in_axes=in_axes, donate_argnums=donate)
-    return jax.pmap(
-        function,
+    return _data_parallel(execution, function, donate)
+
+
+def _data_parallel(execution, function, donate):
+    several = jax.process_count() > 1
+    local = jax.local_device_count() if several else execution.devices
+    # pmap wants one argument with a mapped axis; all others are the same everywhere.
+    compiled = jax.pmap(
+        lambda rank, arguments: function(*arguments),
         axis_name=AXIS_NAME,
-        in_axes=None,
+        in_axes=(0, None),
         out_axes=None,
-        donate_argnums=donate,
+        devices=None if several else jax.local_devices()[:local],
     )
+    del donate  # the arguments travel as one; nothing to be gained on many devices
+    ranks = np.arange(local)
+    return lambda *arguments: compiled(ranks, arguments)
 
 
-def default_execution(is_convolutional: bool) -> Execution:
+def stack(runs: Sequence[Any], execution: Execution) -> Any:
+    """Pytrees of single runs to one with the axes `[devices, runs / devices]`.
+
+    Where the devices do not divide the number of runs, the last run is repeated.
+    """
+    share = -(-len(runs) // execution.devices)
+    padding = [runs[-1]] * (share * execution.devices - len(runs))
+
+    def join(*leaves):
+        joined = jnp.stack(leaves)
+        return joined.reshape(execution.devices, share, *joined.shape[1:])
+
+    return jax.tree.map(join, *runs, *padding)
+
+
+def unstack(tree: Any, count: int) -> list[Any]:
+    """The inverse of `stack`: the first `count` runs, as NumPy arrays."""
+    tree = jax.device_get(tree)
+    merged = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), tree)
+    return [jax.tree.map(lambda leaf, i=i: leaf[i], merged) for i in range(count)]
+
+
+def for_one_run(is_convolutional: bool, devices: int = 1) -> Execution:
     """The fastest way to train one run on the default backend.
 
     XLA runs convolutions inside loops on a slow path on CPUs, so these are called step
     by step there. Everything else is one compiled loop.
     """
     on_cpu = jax.default_backend() == "cpu"
-    return Execution(per_step=is_convolutional and on_cpu)
+    return Execution(per_step=is_convolutional and on_cpu, devices=devices)
+
+
+def for_many_runs(
+    is_convolutional: bool, shared_inputs: bool, count: int
+) -> Execution | None:
+    """The fastest way to train many runs here, or None for one run after the other.
+
+    A CPU gains nothing from computing small perceptrons side by side, but its cores, as
+    devices, share the runs. Its convolutions must stay out of loops, and use all cores.
+    """
+    on_cpu = jax.default_backend() == "cpu"
+    if count == 1 or (on_cpu and is_convolutional):
+        return None
+    return Execution(
+        many=True,
+        together=not on_cpu,
+        shared_inputs=shared_inputs,
+        devices=min(count, jax.local_device_count()),
+    )

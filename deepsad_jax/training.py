@@ -198,20 +198,33 @@ def check_inputs(name: str, x: np.ndarray) -> None:
         )
 
 
-def check_batches(
-    optimization: Optimization, data: TrainingSet, execution: parallel.Execution
-) -> None:
-    """Raises ValueError if the data fill no batch, or devices do not divide it."""
-    size, batch_size = int(np.min(data.size)), optimization.batch_size
-    if size < batch_size:
+def check_batches(optimization: Optimization, size: int, devices: int = 1) -> None:
+    """Raises ValueError if the examples fill no batch, or devices do not divide it.
+
+    Args:
+        optimization: its `batch_size` counts, unless it has no epochs.
+        size: number of training examples; of the smallest of many runs.
+        devices: number of devices that share each batch.
+    """
+    batch_size = optimization.batch_size
+    if optimization.epochs and size < batch_size:
         raise ValueError(
             f"the training set has {size} examples, less than one batch of "
             f"{batch_size}; use a smaller batch_size or more data"
         )
-    if execution.axis_name and batch_size % execution.devices:
+    if optimization.epochs and batch_size % devices:
         raise ValueError(
-            f"batch_size is {batch_size}; {execution.devices} devices must divide it"
+            f"batch_size is {batch_size}; the {devices} devices must divide it"
         )
+
+
+def padded(data: TrainingSet, size: int) -> TrainingSet:
+    """The same training set with `indices` and `semi_targets` padded to a size."""
+    missing = size - data.indices.shape[0]
+    return data._replace(
+        indices=jnp.pad(data.indices, (0, missing)),
+        semi_targets=jnp.pad(data.semi_targets, (0, missing)),
+    )
 
 
 def _are_rows(indices: np.ndarray, n: int) -> bool:

@@ -1,6 +1,7 @@
 """The command line: a config with overrides, and one sentence for what is wrong."""
 
 import logging as python_logging
+import os
 import re
 import sys
 import traceback
@@ -18,6 +19,15 @@ CONFIG = config_flags.DEFINE_config_file(
     "it takes one (configs/odds.py:cardio). Every field can be overridden, as in "
     "--config.train.learning_rate=1e-3; configs/default.py explains all fields.",
 )
+
+
+COORDINATOR = flags.DEFINE_string(
+    "coordinator",
+    "",
+    "Address HOST:PORT of the first of several processes that share each batch.",
+)
+PROCESSES = flags.DEFINE_integer("processes", 1, "How many processes there are.", 1)
+PROCESS = flags.DEFINE_integer("process", 0, "Which of them this is, from 0.", 0)
 
 
 def start(program: Callable) -> None:
@@ -50,6 +60,7 @@ def start(program: Callable) -> None:
         from deepsad_jax import training
 
         try:
+            prepare_jax()
             program(CONFIG.value)
         except (ValueError, OSError, training.TrainingError) as error:
             _fail(error)
@@ -57,6 +68,22 @@ def start(program: Callable) -> None:
             sys.exit("interrupted")
 
     app.run(main, flags_parser=parse)
+
+
+def prepare_jax() -> None:
+    """Joins the other processes, if any, and keeps compiled programs between runs."""
+    import jax
+
+    if COORDINATOR.value:
+        jax.distributed.initialize(COORDINATOR.value, PROCESSES.value, PROCESS.value)
+    # Most programs are small; JAX by itself keeps only those that took a second.
+    cache = os.environ.get("JAX_COMPILATION_CACHE_DIR") or os.path.join(
+        os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"),
+        "deepsad_jax",
+        "xla",
+    )
+    jax.config.update("jax_compilation_cache_dir", cache)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.05)
 
 
 def _fail(error: Exception) -> None:

@@ -1,15 +1,23 @@
-"""What each value of `config.method` does with a semi-supervised problem."""
+"""What each value of `config.method` does with semi-supervised problems."""
 
 import os
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from deepsad_jax import checkpoints, deep_sad, torch_weights, training
+from deepsad_jax import (
+    checkpoints,
+    deep_sad,
+    networks,
+    parallel,
+    torch_weights,
+    training,
+)
 from deepsad_jax.data import scenario
 from experiments import settings
 
@@ -35,41 +43,104 @@ class Outcome(NamedTuple):
 
 
 def run_deep_sad(
-    problem: scenario.Scenario,
-    config: ml_collections.ConfigDict,
+    problems: Sequence[scenario.Scenario],
+    configs: Sequence[ml_collections.ConfigDict],
     on_epochs: Callable | None = None,
-) -> Outcome:
-    """Deep SAD, and the autoencoder that it starts from."""
-    data = training.training_set(problem.x_train, problem.semi_targets, problem.indices)
-    training.check_inputs("the test set", problem.x_test)
-    initial, network = None, settings.network(config, problem.x_train)
+) -> Iterator[Outcome]:
+    """Deep SAD, and the autoencoder that it starts from.
+
+    The configs differ in the seed and in `data` alone, and the data in what is drawn.
+    The runs share one compiled program wherever that is the fastest; elsewhere each
+    outcome comes as soon as its run is finished.
+    """
+    config, count = configs[0], len(configs)
+    devices = config.devices or jax.device_count()
+    sets = _training_sets(problems)
+    initial, network = None, settings.network(config, problems[0].x_train)
     if config.load_model:
-        initial = load_model(config.load_model, problem.x_train)
+        initial = load_model(config.load_model, problems[0].x_train)
         network = initial.network
-    fitted = deep_sad.fit(
-        jax.random.key(config.seed),
-        data,
-        network=network,
-        train=settings.optimization(config, "train"),
-        pretrain=(
+    convolutional = isinstance(networks.resolve(network), networks.LeNetArchitecture)
+    options = {
+        "network": network,
+        "train": settings.optimization(config, "train"),
+        "pretrain": (
             settings.optimization(config, "pretrain")
             if config.pretrain.enabled
             else None
         ),
-        eta=config.eta,
-        initial=initial,
-        on_epochs=on_epochs,
+        "eta": config.eta,
+        "initial": initial,
+        "dtype": jnp.dtype(config.dtype),
+        "on_epochs": on_epochs,
+    }
+    shared = all(problem.x_train is problems[0].x_train for problem in problems)
+    execution = None
+    if initial is None and devices == 1:
+        execution = parallel.for_many_runs(convolutional, shared, count)
+    keys = [jax.random.key(config.seed) for config in configs]
+    tests = [jnp.asarray(problem.x_test) for problem in problems]
+    if execution is None:
+        one = parallel.for_one_run(convolutional, devices)
+        for key, data, x_test in zip(keys, sets, tests, strict=True):
+            fitted = deep_sad.fit(key, data, **options, execution=one)
+            yield _outcome(fitted, x_test, execution=one, dtype=options["dtype"])
+        return
+    data = parallel.stack([s._replace(x=0 if shared else s.x) for s in sets], execution)
+    x_test = tests[0] if shared else parallel.stack(tests, execution)
+    if shared:
+        data = data._replace(x=sets[0].x)
+    fitted = deep_sad.fit(
+        parallel.stack(keys, execution), data, **options, execution=execution
     )
+    outcome = _outcome(fitted, x_test, execution=execution, dtype=options["dtype"])
+    seconds = {stage: time / count for stage, time in outcome.seconds.items()}
+    for run in parallel.unstack(outcome._replace(seconds={}, network=None), count):
+        yield run._replace(seconds=seconds, network=network)
+
+
+def check(problem: scenario.Scenario, config: ml_collections.ConfigDict) -> None:
+    """Raises ValueError for what of a config does not fit the data."""
+    training.check_inputs("the training set", problem.x_train)
+    training.check_inputs("the test set", problem.x_test)
+    settings.network(config, problem.x_train)
+    for stage in stages(config):
+        try:
+            training.check_batches(
+                settings.optimization(config, stage),
+                len(problem.indices),
+                config.devices or jax.device_count(),
+            )
+        except ValueError as error:
+            raise ValueError(f"config.{stage}: {error}") from error
+
+
+def _training_sets(problems) -> list[training.TrainingSet]:
+    """Training sets of one size, that share the arrays that the problems share."""
+    sets = []
+    for problem in problems:
+        made = training.training_set(
+            problem.x_train, problem.semi_targets, problem.indices
+        )
+        if problem.x_train is problems[0].x_train and sets:
+            made = made._replace(x=sets[0].x)
+        sets.append(made)
+    size = max(len(made.indices) for made in sets)
+    return [training.padded(made, size) for made in sets]
+
+
+def _outcome(fitted, x_test, **options) -> Outcome:
     reference = {}
     if fitted.autoencoder is not None:
-        reference["ae"] = deep_sad.reconstruction_score(fitted, problem.x_test)
+        reference["ae"] = deep_sad.reconstruction_score(fitted, x_test, **options)
+    scores = deep_sad.score(fitted, x_test, **options)
     return Outcome(
-        np.asarray(deep_sad.score(fitted, problem.x_test)),
-        {name: np.asarray(scores) for name, scores in reference.items()},
+        np.asarray(scores),
+        {name: np.asarray(values) for name, values in reference.items()},
         fitted.seconds,
         fitted.history,
-        fitted,
-        network,
+        fitted.replace(history={}, seconds={}),
+        fitted.network,
     )
 
 
@@ -84,6 +155,7 @@ def load_model(path: str | os.PathLike, x: np.ndarray) -> deep_sad.Fitted:
     """A model to start from: a folder of ours, or the original's `model.tar`.
 
     Raises:
+        FileNotFoundError: if there is nothing of that name.
         ValueError: if it is neither, or was made for other data.
     """
     if pathlib.Path(path).is_dir():
@@ -93,7 +165,7 @@ def load_model(path: str | os.PathLike, x: np.ndarray) -> deep_sad.Fitted:
         fitted = deep_sad.Fitted(
             loaded.encoder, loaded.center, loaded.autoencoder, {}, {}, loaded.network
         )
-    expected = settings.networks.resolve(fitted.network).input_shape
+    expected = networks.resolve(fitted.network).input_shape
     if expected != x.shape[1:]:
         raise ValueError(
             f"the model {path} takes examples of shape {expected}, but the data have "

@@ -1,64 +1,100 @@
-"""Progress of the stages of a run: a bar on the terminal, a line per epoch in a
-file."""
+"""Progress bars on the terminal and metrics of each epoch in a file."""
 
 import json
 import os
 import sys
+from typing import Any
 
-import numpy as np
 import tqdm
 
 from experiments import workdir
 
 
-class Progress:
-    """Called after every few epochs; use as a context manager.
+def bar(total: int, label: str, unit: str) -> tqdm.tqdm:
+    """A progress bar with an estimate of the time left."""
+    return tqdm.tqdm(
+        total=total,
+        desc=f"{label:9s}",
+        unit=unit,
+        dynamic_ncols=True,
+        # In a log file, a line now and then is enough.
+        mininterval=0.2 if sys.stderr.isatty() else 10.0,
+    )
+
+
+def metric_lines(stage: str, history: dict[str, Any], first: int, last: int) -> str:
+    """JSON lines with the metrics of the epochs `first` to `last - 1`."""
+    lines = []
+    for epoch in range(first, last):
+        values = {name: float(series[epoch]) for name, series in history.items()}
+        content = {"stage": stage, "epoch": epoch + 1, **values}
+        lines.append(json.dumps(workdir.jsonable(content)) + "\n")
+    return "".join(lines)
+
+
+class OneRun:
+    """Shows a bar for each stage of a run and writes its metrics as they come.
 
     Args:
-        path: the `metrics.jsonl` to append to, one line for each epoch.
-        epochs: for each stage, in their order, how many epochs it has.
+        path: the `metrics.jsonl` to write.
+        stages: the stages in their order, with their epochs.
     """
 
-    def __init__(self, path: str | os.PathLike, epochs: dict[str, int]):
-        self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115
-        self._epochs = epochs
-        self._bars: dict[str, tqdm.tqdm] = {}
-
-    def __enter__(self) -> "Progress":
-        return self
-
-    def __exit__(self, *exception) -> None:
-        for bar in self._bars.values():
-            bar.close()
-        self._file.close()
-
-    def start(self, stage: str) -> None:
-        """Shows the bar of a stage, before it has compiled."""
-        self._bar(stage)
+    def __init__(self, path: str | os.PathLike, stages: dict[str, int]):
+        self._path = path
+        self._waiting = dict(stages)
+        self._bar = None
+        open(path, "w").close()
+        self._next_stage()
 
     def __call__(self, stage: str, done: int, state, history: dict) -> None:
         """Takes what `deep_sad.fit` passes to `on_epochs`."""
         del state
-        bar = self._bar(stage)
-        for epoch in range(bar.n, done):
-            values = {name: np.mean(v[..., epoch]) for name, v in history.items()}
-            line = {"stage": stage, "epoch": epoch + 1, **values}
-            self._file.write(json.dumps(workdir.jsonable(line)) + "\n")
-        self._file.flush()
-        loss = np.mean(history["loss"][..., done - 1])
-        bar.set_postfix_str(f"loss {loss:.4g}", refresh=False)
-        bar.update(done - bar.n)
-        if done == bar.total:
-            bar.close()
+        with open(self._path, "a", encoding="utf-8") as file:
+            file.write(metric_lines(stage, history, self._bar.n, done))
+        loss = history["loss"][done - 1]
+        self._bar.set_postfix_str(f"loss {loss:.4g}", refresh=False)
+        self._bar.update(done - self._bar.n)
+        if done == self._bar.total:
+            self._next_stage()
 
-    def _bar(self, stage: str) -> tqdm.tqdm:
-        if stage not in self._bars:
-            self._bars[stage] = tqdm.tqdm(
-                total=self._epochs[stage],
-                desc=f"{stage:9s}",
-                unit="epoch",
-                dynamic_ncols=True,
-                # In a log file, a line now and then is enough.
-                mininterval=0.2 if sys.stderr.isatty() else 10.0,
-            )
-        return self._bars[stage]
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def _next_stage(self) -> None:
+        self.close()
+        self._bar = None
+        while self._waiting and self._bar is None:
+            stage = next(iter(self._waiting))
+            epochs = self._waiting.pop(stage)
+            if epochs:  # shown before it has compiled
+                self._bar = bar(epochs, stage, "epoch")
+
+
+class ManyRuns:
+    """One bar over all epochs of all runs of a sweep.
+
+    Args:
+        stages: the stages of each run, with their epochs.
+    """
+
+    def __init__(self, stages: list[dict[str, int]]):
+        self._bar = bar(sum(sum(s.values()) for s in stages), "sweep", "epoch")
+        self._last: tuple[str, int] = ("", 0)
+
+    def __call__(self, stage: str, done: int, state, history: dict) -> None:
+        """Takes what `deep_sad.fit` passes to `on_epochs`, of one or many runs."""
+        del state
+        last_stage, last_done = self._last
+        fresh = done - (last_done if stage == last_stage and done > last_done else 0)
+        self._last = (stage, done)
+        self._bar.update(min(fresh * self._runs, self._bar.total - self._bar.n))
+
+    def starts(self, runs: int) -> None:
+        """Says how many runs the next calls speak of."""
+        self._runs = runs
+        self._last = ("", 0)
+
+    def close(self) -> None:
+        self._bar.close()

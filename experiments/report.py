@@ -59,8 +59,17 @@ def write(
     problem: scenario.Scenario,
     outcome: methods.Outcome,
     figures: dict[str, Any],
+    *,
+    draw: bool = True,
 ) -> None:
-    """Writes scores, model and pictures; results.json, which says finished, at last."""
+    """Writes scores, model and pictures; results.json, which says finished, at last.
+
+    Args:
+        folder: the working directory.
+        problem, outcome: what was run and found.
+        figures: from `results`.
+        draw: whether to draw the pictures.
+    """
     workdir.write_arrays(
         folder / "scores.npz",
         index=problem.index_test,
@@ -69,7 +78,8 @@ def write(
     )
     if outcome.model is not None and not (folder / "model").exists():
         checkpoints.save_model(folder / "model", outcome.model)
-    for name, figure in pictures(problem, outcome).items():
+    drawings = pictures(problem, outcome) if draw else {}
+    for name, figure in drawings.items():
         with workdir.atomic(folder / f"{name}.png") as file:
             figure.savefig(file, format="png", dpi=120)
     workdir.write_json(folder / workdir.RESULTS, figures)

@@ -10,8 +10,10 @@ results.json (AUROC, average precision, times, versions), scores.npz (index, lab
 score of each test example), model (the trained network) and pictures.
 """
 
+import contextlib
 import pathlib
 
+import jax
 import ml_collections
 from absl import flags
 
@@ -30,17 +32,25 @@ WORKDIR = flags.DEFINE_string(
 def run(config: ml_collections.ConfigDict, folder: str) -> dict:
     """Runs the experiment that a config describes and writes it to a folder.
 
+    Of several processes, only the first writes.
+
     Returns:
         The content of results.json.
     """
     settings.check(config)
     source = sources.load(config.data.name, config.data.dir or None)
     problem = scenario.make(source, settings.protocol(config), config.seed)
+    methods.check(problem, config)
+    method = methods.RUN[config.method]
+    if jax.process_index() > 0:
+        (outcome,) = method([problem], [config])
+        return report.results(config, problem, outcome)
     label = f"{pathlib.Path(config.data.name).stem}-{config.method}"
     target = workdir.prepare(folder, label)
     workdir.write_json(target / "config.json", config.to_dict())
-    with progress.Progress(target / "metrics.jsonl", methods.stages(config)) as bars:
-        outcome = methods.RUN[config.method](problem, config, bars)
+    metrics = target / "metrics.jsonl"
+    with contextlib.closing(progress.OneRun(metrics, methods.stages(config))) as bars:
+        (outcome,) = method([problem], [config], bars)
     figures = report.results(config, problem, outcome)
     report.write(target, problem, outcome, figures)
     print(report.summary(figures, target))

@@ -1,5 +1,7 @@
 """Configs to the plain values that the library takes, checked before anything runs."""
 
+import os
+
 import ml_collections
 import numpy as np
 
@@ -68,6 +70,14 @@ def check(config: ConfigDict) -> None:
         raise ValueError(f"config.eta is {config.eta}; it must be > 0")
     if not 0 <= config.seed < 2**32:
         raise ValueError(f"config.seed is {config.seed}; it must be in [0, 2^32)")
+    if config.load_model and not os.path.exists(config.load_model):
+        raise FileNotFoundError(f"config.load_model: there is no {config.load_model}")
+    if config.dtype not in ("float32", "bfloat16"):
+        raise ValueError(
+            f"config.dtype is {config.dtype!r}; it must be float32 or bfloat16"
+        )
+    if config.devices < 0:
+        raise ValueError(f"config.devices is {config.devices}; it must be >= 0")
     protocol(config)
     for stage in ("pretrain", "train"):
         optimization(config, stage)

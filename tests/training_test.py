@@ -202,7 +202,9 @@ def test_wrong_training_sets_are_refused(arguments, message):
         training.training_set(**arguments)
 
 
-def test_less_than_a_batch_is_refused(data):
+def test_batches_that_cannot_be_filled_or_shared_are_refused():
     optimization = training.Optimization(batch_size=71)
     with pytest.raises(ValueError, match="has 70 examples, less than one batch of 71"):
-        training.check_batches(optimization, data, LOOP)
+        training.check_batches(optimization, 70)
+    with pytest.raises(ValueError, match="batch_size is 71; the 2 devices must divide"):
+        training.check_batches(optimization, 100, devices=2)

@@ -1,0 +1,221 @@
+"""Runs an experiment for many seeds, classes, ratios and tables: the paper's grids.
+
+    python -m experiments.sweep --config=configs/odds.py:cardio --seeds=10
+    python -m experiments.sweep --config=configs/odds.py --seeds=10 \\
+        --tables=arrhythmia,cardio,satellite,satimage-2,shuttle,thyroid
+    python -m experiments.sweep --config=configs/mnist.py --normal_classes=0,1,2 \\
+        --known_outlier_classes=all --ratios_known_outlier=0,0.01,0.05
+
+Each run leaves in its folder what experiments.run would leave, pictures on request;
+runs that are finished already are not done again. A table of means and standard
+deviations over the seeds is printed and written to summary.json.
+"""
+
+import contextlib
+import itertools
+import json
+import os
+import pathlib
+
+import jax
+import ml_collections
+import numpy as np
+from absl import flags
+
+from deepsad_jax.data import scenario, sources
+from experiments import cli, methods, progress, report, settings, workdir
+
+flags.adopt_module_key_flags(cli)
+WORKDIR = flags.DEFINE_string(
+    "workdir", "", "Folder for all runs; a new one under runs/ by default."
+)
+SEEDS = flags.DEFINE_integer("seeds", 5, "Seeds 0, 1, ... this many.", 1)
+TABLES = flags.DEFINE_list("tables", [], "ODDS tables, instead of the config's.")
+NORMAL_CLASSES = flags.DEFINE_list("normal_classes", [], "Normal classes, or all.")
+KNOWN_OUTLIER_CLASSES = flags.DEFINE_list(
+    "known_outlier_classes", [], "Classes of the labelled anomalies, or all."
+)
+_RATIOS = {
+    name: flags.DEFINE_list(f"ratios_{name}", [], f"Values of data.ratio_{name}.")
+    for name in ("known_normal", "known_outlier", "pollution")
+}
+PICTURES = flags.DEFINE_bool("pictures", False, "Whether each run leaves pictures.")
+AT_ONCE = flags.DEFINE_integer(
+    "at_once", 100, "Most runs in one program, where they share one; for memory.", 1
+)
+
+Config = ml_collections.ConfigDict
+
+
+def expand(config: Config, grid: dict[str, list], seeds: int) -> list[Config]:
+    """All combinations of a grid of config fields and seeds, as configs of one run.
+
+    Args:
+        config: what they share.
+        grid: field names, such as "data.normal_class", to their values.
+        seeds: number of seeds, from 0.
+
+    Returns:
+        Configs; those whose known anomalies would be of the normal class are left out.
+    """
+    configs = []
+    for values in itertools.product(*grid.values(), range(seeds)):
+        single = config.copy_and_resolve_references()
+        changes = dict(zip((*grid, "seed"), values, strict=True))
+        single.update_from_flattened_dict(changes)
+        if "data.name" in changes:
+            single.network = f"{single.data.name}_mlp"
+        pair = (single.data.normal_class, single.data.known_outlier_class)
+        if pair[0] != pair[1] or single.data.n_known_outlier_classes != 1:
+            configs.append(single)
+    return configs
+
+
+def setting(config: Config) -> str:
+    """A name for all that a run does not share with the runs of other settings."""
+    data = config.data
+    parts = [pathlib.Path(data.name).stem, f"normal{data.normal_class}"]
+    if data.n_known_outlier_classes == 1:
+        parts.append(f"known{data.known_outlier_class}")
+    else:
+        parts.append(f"known{data.n_known_outlier_classes}classes")
+    ratios = (data.ratio_known_normal, data.ratio_known_outlier, data.ratio_pollution)
+    return "-".join([*parts, "ratios" + "_".join(f"{ratio:g}" for ratio in ratios)])
+
+
+def sweep(
+    configs: list[Config], folder: str, *, at_once: int = 100, draw: bool = False
+):
+    """Runs all configs that are not finished in the folder.
+
+    Returns:
+        The results of all of them, in their order.
+    """
+    for config in configs:
+        settings.check(config)
+    target = pathlib.Path(folder)
+    folders = [target / setting(c) / f"seed{c.seed}" for c in configs]
+    waiting = [
+        (config, path)
+        for config, path in zip(configs, folders, strict=True)
+        if not _is_finished(config, path)
+    ]
+    bars = progress.ManyRuns([methods.stages(config) for config, _ in waiting])
+    with contextlib.closing(bars):
+        for _, group in itertools.groupby(waiting, lambda w: w[0].data.name):
+            group = list(group)
+            for start in range(0, len(group), at_once):
+                _run_group(group[start : start + at_once], bars, draw)
+    return [json.loads((path / workdir.RESULTS).read_text()) for path in folders]
+
+
+def _is_finished(config: Config, path: pathlib.Path) -> bool:
+    if not (path / workdir.RESULTS).exists():
+        return False
+    before = json.loads((path / "config.json").read_text())
+    now = json.loads(json.dumps(workdir.jsonable(config.to_dict())))
+    if before != now:
+        raise ValueError(
+            f"{path} holds a finished run with another config; choose another --workdir"
+        )
+    return True
+
+
+def _run_group(group, bars: progress.ManyRuns, draw: bool) -> None:
+    """Runs what shares data and hyper-parameters, and writes each run's folder."""
+    configs, paths = [config for config, _ in group], [path for _, path in group]
+    config = configs[0]
+    source = sources.load(config.data.name, config.data.dir or None)
+    problems = [scenario.make(source, settings.protocol(c), c.seed) for c in configs]
+    for problem, single in zip(problems, configs, strict=True):
+        methods.check(problem, single)
+    bars.starts(len(group))
+    outcomes = methods.RUN[config.method](problems, configs, bars)
+    for single, path, problem, outcome in zip(
+        configs, paths, problems, outcomes, strict=True
+    ):
+        path.mkdir(parents=True, exist_ok=True)
+        workdir.write_json(path / "config.json", single.to_dict())
+        with workdir.atomic(path / "metrics.jsonl") as file:
+            for stage, history in outcome.history.items():
+                lines = progress.metric_lines(stage, history, 0, len(history["loss"]))
+                file.write(lines.encode())
+        figures = report.results(single, problem, outcome)
+        report.write(path, problem, outcome, figures, draw=draw)
+
+
+def summarise(configs: list[Config], results: list[dict]) -> list[dict]:
+    """Mean and standard deviation (over the runs, not their mean's) per setting."""
+    rows = {}
+    for config, result in zip(configs, results, strict=True):
+        rows.setdefault(setting(config), []).append(result)
+    return [
+        {
+            "setting": name,
+            "runs": len(group),
+            **{
+                f"{key}_{label}": float(function([r[key] for r in group]))
+                for key in ("auroc", "average_precision", "ae_auroc")
+                if all(r.get(key) is not None for r in group)
+                for label, function in (("mean", np.mean), ("std", np.std))
+            },
+        }
+        for name, group in rows.items()
+    ]
+
+
+def table(rows: list[dict]) -> str:
+    """The summary as lines for the terminal, in per cent."""
+    width = max(len(row["setting"]) for row in rows)
+    lines = [
+        f"{'setting':{width}}  runs  AUROC            average precision  autoencoder"
+    ]
+    for row in rows:
+        cells = []
+        for key in ("auroc", "average_precision", "ae_auroc"):
+            mean, std = (row.get(f"{key}_{label}") for label in ("mean", "std"))
+            cells.append(
+                "-" if mean is None else f"{100 * mean:6.2f} +- {100 * std:5.2f}"
+            )
+        lines.append(
+            f"{row['setting']:{width}}  {row['runs']:4d}  "
+            f"{cells[0]:15s}  {cells[1]:17s}  {cells[2]}"
+        )
+    return "\n".join(lines)
+
+
+def main(config: Config) -> None:
+    source_classes = range(10)
+    grid = {}
+    if TABLES.value:
+        grid["data.name"] = TABLES.value
+    for field, values in (
+        ("data.normal_class", NORMAL_CLASSES.value),
+        ("data.known_outlier_class", KNOWN_OUTLIER_CLASSES.value),
+    ):
+        if values:
+            grid[field] = (
+                list(source_classes) if values == ["all"] else [int(v) for v in values]
+            )
+    for name, flag in _RATIOS.items():
+        if flag.value:
+            grid[f"data.ratio_{name}"] = [float(value) for value in flag.value]
+    if config.load_model:
+        raise ValueError("a sweep trains its models: config.load_model must be empty")
+    configs = expand(config, grid, SEEDS.value)
+    if not configs:
+        raise ValueError(
+            "every combination has its known anomalies in the normal class"
+        )
+    folder = WORKDIR.value or str(workdir.prepare("", f"sweep-{config.method}"))
+    results = sweep(configs, folder, at_once=AT_ONCE.value, draw=PICTURES.value)
+    rows = summarise(configs, results)
+    workdir.write_json(pathlib.Path(folder, "summary.json"), rows)
+    print(table(rows))
+    print(f"written to {folder}")
+
+
+if __name__ == "__main__":
+    # Each core is a device of its own, so that runs can share them.
+    jax.config.update("jax_num_cpu_devices", os.cpu_count())
+    cli.start(main)
