@@ -293,9 +293,17 @@ def _split(variables: Variables) -> tuple[Any, dict[str, Any]]:
     return variables["params"], {"batch_stats": variables["batch_stats"]}
 
 
-def _center(embeddings: jax.Array, size: jax.Array) -> jax.Array:
-    counts = jnp.arange(embeddings.shape[0]) < size
-    total = jnp.sum(jnp.where(counts[:, None], embeddings, 0.0), axis=0)
+def _center(embeddings: jax.Array, size: jax.Array, chunk: int = 128) -> jax.Array:
+    length, rep_dim = embeddings.shape
+    counts = jnp.arange(length) < size
+    counted = jnp.where(counts[:, None], embeddings, 0.0)
+    counted = jnp.pad(counted, ((0, -length % chunk), (0, 0)))
+    # Summed chunk by chunk, so that padding does not change the order of the sums.
+    total, _ = lax.scan(
+        lambda total, rows: (total + jnp.sum(rows, axis=0), None),
+        jnp.zeros(rep_dim),
+        counted.reshape(-1, chunk, rep_dim),
+    )
     return losses.clamp_center(total / size)
 
 

@@ -21,6 +21,12 @@ CONFIG = config_flags.DEFINE_config_file(
 )
 
 
+WORKDIR = flags.DEFINE_string(
+    "workdir",
+    "",
+    "Folder for the results; a new one under runs/ by default. What is finished in it "
+    "is never overwritten.",
+)
 COORDINATOR = flags.DEFINE_string(
     "coordinator",
     "",

@@ -21,12 +21,6 @@ from deepsad_jax.data import scenario, sources
 from experiments import cli, methods, progress, report, settings, workdir
 
 flags.adopt_module_key_flags(cli)
-WORKDIR = flags.DEFINE_string(
-    "workdir",
-    "",
-    "Folder for the results; a new one under runs/ by default. A finished experiment "
-    "is never overwritten.",
-)
 
 
 def run(config: ml_collections.ConfigDict, folder: str) -> dict:
@@ -58,7 +52,7 @@ def run(config: ml_collections.ConfigDict, folder: str) -> dict:
 
 
 def main(config: ml_collections.ConfigDict) -> None:
-    run(config, WORKDIR.value)
+    run(config, cli.WORKDIR.value)
 
 
 if __name__ == "__main__":

@@ -26,9 +26,6 @@ from deepsad_jax.data import scenario, sources
 from experiments import cli, methods, progress, report, settings, workdir
 
 flags.adopt_module_key_flags(cli)
-WORKDIR = flags.DEFINE_string(
-    "workdir", "", "Folder for all runs; a new one under runs/ by default."
-)
 SEEDS = flags.DEFINE_integer("seeds", 5, "Seeds 0, 1, ... this many.", 1)
 TABLES = flags.DEFINE_list("tables", [], "ODDS tables, instead of the config's.")
 NORMAL_CLASSES = flags.DEFINE_list("normal_classes", [], "Normal classes, or all.")
@@ -184,30 +181,43 @@ def table(rows: list[dict]) -> str:
     return "\n".join(lines)
 
 
+def _numbers(flag: flags.FlagHolder, kind: type) -> list:
+    try:
+        return [kind(value) for value in flag.value]
+    except ValueError as error:
+        raise ValueError(
+            f"--{flag.name} is {','.join(flag.value)}; it must be a list of numbers, "
+            "such as 0,1"
+        ) from error
+
+
 def main(config: Config) -> None:
-    source_classes = range(10)
     grid = {}
     if TABLES.value:
         grid["data.name"] = TABLES.value
-    for field, values in (
-        ("data.normal_class", NORMAL_CLASSES.value),
-        ("data.known_outlier_class", KNOWN_OUTLIER_CLASSES.value),
+    for field, flag in (
+        ("data.normal_class", NORMAL_CLASSES),
+        ("data.known_outlier_class", KNOWN_OUTLIER_CLASSES),
     ):
-        if values:
-            grid[field] = (
-                list(source_classes) if values == ["all"] else [int(v) for v in values]
-            )
+        if flag.value:
+            is_all = flag.value == ["all"]
+            grid[field] = list(range(10)) if is_all else _numbers(flag, int)
     for name, flag in _RATIOS.items():
         if flag.value:
-            grid[f"data.ratio_{name}"] = [float(value) for value in flag.value]
+            grid[f"data.ratio_{name}"] = _numbers(flag, float)
     if config.load_model:
         raise ValueError("a sweep trains its models: config.load_model must be empty")
+    for name in TABLES.value:
+        if name not in sources.ODDS:
+            raise ValueError(
+                f"--tables has {name!r}; the tables are {', '.join(sources.ODDS)}"
+            )
     configs = expand(config, grid, SEEDS.value)
     if not configs:
         raise ValueError(
-            "every combination has its known anomalies in the normal class"
+            "in every combination the known anomalies are of the normal class"
         )
-    folder = WORKDIR.value or str(workdir.prepare("", f"sweep-{config.method}"))
+    folder = cli.WORKDIR.value or str(workdir.prepare("", f"sweep-{config.method}"))
     results = sweep(configs, folder, at_once=AT_ONCE.value, draw=PICTURES.value)
     rows = summarise(configs, results)
     workdir.write_json(pathlib.Path(folder, "summary.json"), rows)

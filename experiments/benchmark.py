@@ -1,0 +1,375 @@
+"""Measures how fast the library trains here, against plain PyTorch loops where asked.
+
+    python -m experiments.benchmark                     # every network, our side
+    python -m experiments.benchmark --torch             # and a PyTorch loop, in turn
+    python -m experiments.benchmark --measure=steps --networks=cardio_mlp \\
+        --batch_sizes=128,1024 --runs=1,10 --devices=1,2 --dtypes=float32,bfloat16
+    python -m experiments.benchmark --measure=pipeline,growth --networks=cardio_mlp
+    python -m experiments.benchmark --measure=tables --data_dir=DATA --torch
+
+steps: one epoch of each stage: samples/s, step time, FLOP/s achieved and their share of
+what a large matrix product reaches here, compilation time, memory. pipeline: whole
+experiments after compilation. growth: twice the samples, runs or epochs. tables: the
+six ODDS tables by 10 seeds, start-up and compilation included. `--torch` needs the
+extra `torch`. Opponents are timed in turn with ours, with as many threads. Prints
+tables and writes JSON with `--json`.
+"""
+
+import logging
+import os
+import pathlib
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import app, flags
+
+from deepsad_jax import deep_sad, networks, parallel, training
+from experiments import workdir
+
+MEASURE = flags.DEFINE_list("measure", ["steps"], "What to measure; see above.")
+NETWORKS = flags.DEFINE_list("networks", [], "Networks; all by default.")
+BATCH_SIZES = flags.DEFINE_list("batch_sizes", ["128"], "Batch sizes.")
+RUNS = flags.DEFINE_list("runs", ["1"], "Numbers of runs trained in one program.")
+DTYPES = flags.DEFINE_list("dtypes", ["float32"], "float32 or bfloat16.")
+DEVICES = flags.DEFINE_list("devices", ["1"], "Numbers of devices.")
+BATCHES = flags.DEFINE_integer("batches", 13, "Batches in an epoch.", 1)
+REPEATS = flags.DEFINE_integer("repeats", 5, "How often each thing is timed.", 1)
+TORCH = flags.DEFINE_bool("torch", False, "Whether to time a PyTorch loop in turn.")
+SEEDS = flags.DEFINE_integer("table_seeds", 10, "Seeds of each table.", 1)
+DATA_DIR = flags.DEFINE_string("data_dir", "", "Folder with the real data.")
+JSON = flags.DEFINE_string("json", "", "File to write the rows to.")
+
+STAGES = ("pretrain", "train")
+
+
+def in_turn(functions: dict[str, Callable], repeats: int) -> dict[str, float]:
+    """Median seconds of each function, called one after the other, round by round."""
+    times = {name: [] for name in functions}
+    for _ in range(repeats):
+        for name, function in functions.items():
+            start = time.perf_counter()
+            function()
+            times[name].append(time.perf_counter() - start)
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def peak_flops(dtype, size: int = 4096) -> float:
+    """FLOP/s of a large square matrix product: what the device reaches in practice."""
+    size = size if jax.default_backend() != "cpu" else 2048
+    a = jnp.ones((size, size), dtype)
+    product = jax.jit(jnp.matmul)
+    product(a, a).block_until_ready()
+    seconds = in_turn({"": lambda: product(a, a).block_until_ready()}, 5)[""]
+    return 2 * size**3 / seconds
+
+
+def synthetic(network: str, size: int, seed: int = 0) -> training.TrainingSet:
+    """Random inputs of a network's shape: bytes for images, one in ten labelled."""
+    rng = np.random.default_rng(seed)
+    shape = (size, *networks.resolve(network).input_shape)
+    if len(shape) == 4:
+        x = rng.integers(0, 256, shape, dtype=np.uint8)
+    else:
+        x = rng.random(shape, np.float32)
+    semi_targets = rng.choice([-1, 0, 1], size, p=[0.05, 0.9, 0.05])
+    return training.training_set(x, semi_targets)
+
+
+def _is_convolutional(network) -> bool:
+    return isinstance(networks.resolve(network), networks.LeNetArchitecture)
+
+
+def _objective(stage, network, execution, dtype):
+    axis_name = execution.axis_name
+    if stage == "pretrain":
+        return deep_sad.autoencoder_objective(network, axis_name, dtype)
+    return deep_sad.deep_sad_objective(network, axis_name=axis_name, dtype=dtype)
+
+
+class _Stage:
+    """One stage of a network, ready to be advanced by an epoch."""
+
+    def __init__(self, stage, network, data, optimization, execution, dtype):
+        self.objective = _objective(stage, network, execution, dtype)
+        self.key = jax.random.key(1)
+        if execution.many:
+            self.key = parallel.stack(
+                [jax.random.key(i) for i in range(data.size.size)], execution
+            )
+        self.data = data
+        init = execution.compile(self.objective.init, (0,))
+        params, model_state = init(self.key)
+        if stage == "train":
+            spec = networks.resolve(network)
+            center = jnp.full((*self.key.shape, spec.rep_dim), 0.1)
+            model_state = {**model_state, "center": center}
+        start = training.make_start(self.objective, optimization, execution)
+        self.state = start(params, model_state)
+        self.advance = training.make_advance(self.objective, optimization, execution)
+
+    def epoch(self):
+        self.state = self.advance(self.state, self.data, self.key, 0, 1)
+        jax.block_until_ready(self.state)
+
+
+def step_flops(stage, network, batch_size, dtype) -> float | None:
+    """Floating-point operations of one step, as XLA counts them."""
+    optimization = training.Optimization(batch_size=batch_size, epochs=1)
+    execution = parallel.Execution()
+    data = synthetic(network, batch_size)
+    one = _Stage(stage, network, data, optimization, execution, dtype)
+    step = training.make_step(one.objective, optimization)
+    batch = training.Batch(training.as_float(data.x), data.semi_targets)
+    compiled = jax.jit(step).lower(one.state, batch, one.key, 1e-4).compile()
+    return (compiled.cost_analysis() or {}).get("flops")
+
+
+def steps(network, batch_size, runs, devices, dtype, *, against_torch) -> list[dict]:
+    """Epochs of both stages, ours and PyTorch's in turn."""
+    optimization = training.Optimization(batch_size=batch_size, epochs=1)
+    size = BATCHES.value * batch_size
+    if runs == 1:
+        execution = parallel.for_one_run(_is_convolutional(network), devices)
+        data = synthetic(network, size)
+    else:
+        on_cpu = jax.default_backend() == "cpu"
+        execution = parallel.Execution(
+            many=True, together=not on_cpu, shared_inputs=False, devices=devices
+        )
+        sets = [synthetic(network, size, seed) for seed in range(runs)]
+        data = parallel.stack(sets, execution)
+    peak = peak_flops(dtype) * devices
+    rows = []
+    for stage in STAGES:
+        start = time.perf_counter()
+        ours = _Stage(stage, network, data, optimization, execution, dtype)
+        ours.epoch()
+        compile_seconds = time.perf_counter() - start
+        contest = {"ours": ours.epoch}
+        if against_torch:
+            contest["torch"] = _torch_epoch(stage, network, data, optimization)
+            contest["torch"]()
+        seconds = in_turn(contest, REPEATS.value)
+        per_step = seconds["ours"] / BATCHES.value
+        flops = step_flops(stage, network, batch_size, dtype)
+        row = {
+            "network": network,
+            "stage": stage,
+            "batch_size": batch_size,
+            "runs": runs,
+            "devices": devices,
+            "dtype": jnp.dtype(dtype).name,
+            "samples_per_second": round(size * runs / seconds["ours"]),
+            "step_ms": 1e3 * per_step,
+            "gflops": flops and flops * runs / per_step / 1e9,
+            "share_of_peak": flops and flops * runs / per_step / peak,
+            "compile_seconds": compile_seconds,
+            "memory_mb": _memory(),
+        }
+        if against_torch:
+            row["torch_step_ms"] = 1e3 * seconds["torch"] / BATCHES.value
+            row["ratio"] = seconds["torch"] / seconds["ours"]
+        rows.append(row)
+    return rows
+
+
+def _torch_epoch(stage, network, data, optimization):
+    torch_run = _torch_run(network, data)
+    optimizer = torch_run.optimizer(stage, optimization)
+    return lambda: torch_run.epoch(stage, optimizer, optimization.batch_size)
+
+
+def _torch_run(network, data):
+    import torch
+
+    from experiments import torch_loop
+
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    return torch_loop.TorchRun(
+        network, np.asarray(data.x), np.asarray(data.semi_targets)
+    )
+
+
+def _memory() -> float:
+    """Most memory used so far, in MB: the device's, or the process's on a CPU."""
+    statistics_ = jax.local_devices()[0].memory_stats()
+    if statistics_:
+        return statistics_["peak_bytes_in_use"] / 1e6
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+
+
+def pipeline(network: str, *, against_torch: bool, size: int = 1002) -> list[dict]:
+    """A whole experiment (300 epochs, scores), after compilation."""
+    stage = training.Optimization(1e-3, epochs=150)
+    data = synthetic(network, size)
+
+    def ours():
+        fitted = deep_sad.fit(
+            jax.random.key(0), data, network=network, train=stage, pretrain=stage
+        )
+        np.asarray(deep_sad.score(fitted, data.x))
+
+    contest = {"ours": ours}
+    if against_torch:
+
+        def theirs():
+            run = _torch_run(network, data)
+            run.fit(stage, stage)
+            run.score(np.asarray(data.x))
+
+        contest["torch"] = theirs
+    ours()
+    seconds = in_turn(contest, 3)
+    row = {"network": network, "samples": size, "seconds": seconds["ours"]}
+    if against_torch:
+        row |= {
+            "torch_seconds": seconds["torch"],
+            "ratio": seconds["torch"] / seconds["ours"],
+        }
+    return [row]
+
+
+def growth(network: str) -> list[dict]:
+    """What twice the samples, epochs or runs cost, after compilation."""
+
+    def seconds(samples=2048, epochs=20, runs=2):
+        stage = training.Optimization(1e-3, epochs=epochs)
+        execution = parallel.for_many_runs(_is_convolutional(network), False, runs)
+        sets = [synthetic(network, samples, seed) for seed in range(runs)]
+        keys = [jax.random.key(seed) for seed in range(runs)]
+        options = {"network": network, "train": stage, "pretrain": stage}
+
+        def work():
+            if execution is None:
+                for key, data in zip(keys, sets, strict=True):
+                    deep_sad.fit(key, data, **options)
+                return
+            stacked = (parallel.stack(part, execution) for part in (keys, sets))
+            deep_sad.fit(*stacked, **options, execution=execution)
+
+        work()
+        return in_turn({"": work}, REPEATS.value)[""]
+
+    base = seconds()
+    return [
+        {"network": network, "twice the": name, "ratio": seconds(**double) / base}
+        for name, double in (
+            ("samples", {"samples": 4096}),
+            ("epochs", {"epochs": 40}),
+            ("runs", {"runs": 4}),
+        )
+    ]
+
+
+def tables(data_dir: str, seeds: int, *, against_torch: bool) -> list[dict]:
+    """Six tables by some seeds as one command, nothing compiled before."""
+    from deepsad_jax.data import sources
+
+    with tempfile.TemporaryDirectory() as folder:
+        environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": f"{folder}/xla"}
+        command = [
+            *(sys.executable, "-m", "experiments.sweep", "--config=configs/odds.py"),
+            f"--tables={','.join(sources.ODDS)}",
+            f"--seeds={seeds}",
+            f"--config.data.dir={os.path.abspath(data_dir)}",
+            f"--workdir={folder}/sweep",
+        ]
+        start = time.perf_counter()
+        subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL)
+        seconds = time.perf_counter() - start
+    row = {"tables": len(sources.ODDS), "seeds": seeds, "seconds": seconds}
+    if against_torch:
+        start = time.perf_counter()
+        for table in sources.ODDS:
+            _torch_table(table, data_dir, seeds)
+        row["torch_seconds"] = time.perf_counter() - start
+        row["ratio"] = row["torch_seconds"] / seconds
+    return [row]
+
+
+def _torch_table(table, data_dir, seeds) -> None:
+    from configs import odds
+    from deepsad_jax.data import scenario, sources
+    from experiments import settings
+
+    config = odds.get_config(table)
+    source = sources.load(table, data_dir)
+    for seed in range(seeds):
+        problem = scenario.make(source, settings.protocol(config), seed)
+        data = training.training_set(
+            problem.x_train[problem.indices], problem.semi_targets
+        )
+        run = _torch_run(config.network, data)
+        run.fit(*(settings.optimization(config, stage) for stage in STAGES))
+        run.score(problem.x_test)
+
+
+def table_of(rows: list[dict]) -> str:
+    """Rows as aligned lines."""
+
+    def text(value):
+        return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    cells = [names, *([text(row.get(name, "")) for name in names] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    return "\n".join(
+        "  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True))
+        for line in cells
+    )
+
+
+def main(argv):
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected argument {argv[1]!r}")
+    names = NETWORKS.value or list(networks.ARCHITECTURES)
+    results = {"device": jax.devices()[0].device_kind, "jax": jax.__version__}
+    for what in MEASURE.value:
+        rows = []
+        if what == "steps":
+            for name in names:
+                for batch_size, runs, devices in (
+                    (int(b), int(r), int(d))
+                    for b in BATCH_SIZES.value
+                    for r in RUNS.value
+                    for d in DEVICES.value
+                ):
+                    for dtype in map(jnp.dtype, DTYPES.value):
+                        rows += steps(
+                            name,
+                            batch_size,
+                            runs,
+                            devices,
+                            dtype,
+                            against_torch=TORCH.value and runs == devices == 1,
+                        )
+        elif what == "pipeline":
+            for name in names:
+                rows += pipeline(name, against_torch=TORCH.value)
+        elif what == "growth":
+            for name in names:
+                rows += growth(name)
+        elif what == "tables":
+            rows = tables(DATA_DIR.value, SEEDS.value, against_torch=TORCH.value)
+        else:
+            raise app.UsageError(f"--measure={what} is not known; see --help")
+        print(f"{what}\n{table_of(rows)}\n", flush=True)
+        results[what] = rows
+    if JSON.value:
+        workdir.write_json(pathlib.Path(JSON.value), results)
+
+
+if __name__ == "__main__":
+    logging.getLogger("jax").setLevel(logging.WARNING)
+    # As many devices as are asked for, where they can be made.
+    jax.config.update("jax_num_cpu_devices", os.cpu_count())
+    app.run(main)

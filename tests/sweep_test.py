@@ -1,0 +1,122 @@
+import importlib
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from experiments import run, sweep
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+def quick(name):
+    config = importlib.import_module(f"configs.{name}").get_config()
+    config.pretrain.epochs, config.train.epochs = 2, 3
+    return config
+
+
+def read(path):
+    return json.loads(path.read_text())
+
+
+@pytest.mark.parametrize("name", ["breast_cancer", "digits"])
+def test_runs_of_a_sweep_are_those_of_the_single_command(name, tmp_path):
+    config = quick(name)
+    configs = sweep.expand(config, {"data.ratio_pollution": [0.0, 0.05]}, seeds=2)[1:]
+    results = sweep.sweep(configs, str(tmp_path / "sweep"))
+    assert len({result["n_train"] for result in results}) == 2
+    for single, result in zip(configs, results, strict=True):
+        folder = tmp_path / "single" / sweep.setting(single) / str(single.seed)
+        expected = run.run(single, str(folder))
+        # The same bits on a CPU; other backends compute the runs side by side.
+        assert result["auroc"] == expected["auroc"]
+        assert result["n_train"] == expected["n_train"]
+        swept = tmp_path / "sweep" / sweep.setting(single) / f"seed{single.seed}"
+        a, b = (np.load(path / "scores.npz") for path in (folder, swept))
+        np.testing.assert_array_equal(a["score"], b["score"])
+        assert (swept / "model").is_dir()
+        assert read(swept / "config.json") == read(folder / "config.json")
+        lines = (swept / "metrics.jsonl").read_text().splitlines()
+        assert lines == (folder / "metrics.jsonl").read_text().splitlines()
+
+
+def test_finished_runs_are_not_done_again_and_others_are_refused(tmp_path):
+    config = quick("breast_cancer")
+    configs = sweep.expand(config, {}, seeds=2)
+    sweep.sweep(configs[:1], str(tmp_path))
+    path = tmp_path / sweep.setting(config) / "seed0" / "results.json"
+    before = path.stat().st_mtime_ns
+    assert len(sweep.sweep(configs, str(tmp_path))) == 2
+    assert path.stat().st_mtime_ns == before
+    config.eta = 2.0
+    with pytest.raises(ValueError, match="finished run with another config"):
+        sweep.sweep(sweep.expand(config, {}, seeds=2), str(tmp_path))
+
+
+def test_pairs_of_one_class_are_left_out():
+    grid = {"data.normal_class": [0, 1, 2], "data.known_outlier_class": [0, 1, 2]}
+    configs = sweep.expand(quick("digits"), grid, seeds=2)
+    assert len(configs) == 6 * 2
+    assert len({(sweep.setting(c), c.seed) for c in configs}) == 12
+
+
+def test_summary_is_mean_and_standard_deviation_over_seeds():
+    config = quick("digits")
+    configs = sweep.expand(config, {"data.normal_class": [0, 9]}, seeds=3)
+    aurocs = [0.5, 0.6, 0.7, 0.8, 0.8, 0.8]
+    results = [{"auroc": a, "average_precision": None} for a in aurocs]
+    rows = sweep.summarise(configs, results)
+    assert [row["runs"] for row in rows] == [3, 3]
+    np.testing.assert_allclose([row["auroc_mean"] for row in rows], [0.6, 0.8])
+    np.testing.assert_allclose(
+        [row["auroc_std"] for row in rows], [np.std([5, 6, 7]) / 10, 0], atol=1e-12
+    )
+    assert "average_precision_mean" not in rows[0]
+    assert "60.00 +-  8.16" in sweep.table(rows)
+
+
+def command(*arguments):
+    return subprocess.run(
+        [sys.executable, "-m", "experiments.sweep", *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "JAX_PLATFORMS": "cpu"},
+    )
+
+
+def test_the_command_prints_and_writes_the_table(tmp_path):
+    done = command(
+        "--config=configs/breast_cancer.py",
+        "--seeds=2",
+        "--ratios_known_outlier=0.02,0.05",
+        "--config.pretrain.epochs=1",
+        "--config.train.epochs=1",
+        f"--workdir={tmp_path}",
+    )
+    assert done.returncode == 0, done.stderr
+    rows = read(tmp_path / "summary.json")
+    assert [row["runs"] for row in rows] == [2, 2]
+    for row in rows:
+        assert f"{100 * row['auroc_mean']:6.2f}" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--normal_classes=zero"], "normal_classes"),
+        (["--normal_classes=1", "--known_outlier_classes=1"], "of the normal class"),
+        (["--config.load_model=/"], "config.load_model must be empty"),
+        (["--seeds=0"], "seeds"),
+        (["--tables=iris"], "iris"),
+    ],
+)
+def test_wrong_grids_get_one_sentence(arguments, message):
+    done = command(*arguments)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
