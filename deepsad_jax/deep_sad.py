@@ -293,8 +293,8 @@ def _split(variables: Variables) -> tuple[Any, dict[str, Any]]:
     return variables["params"], {"batch_stats": variables["batch_stats"]}
 
 
-def _center(embeddings: jax.Array, size: jax.Array, chunk: int = 128) -> jax.Array:
-    length, rep_dim = embeddings.shape
+def _center(embeddings: jax.Array, size: jax.Array) -> jax.Array:
+    (length, rep_dim), chunk = embeddings.shape, 128
     counts = jnp.arange(length) < size
     counted = jnp.where(counts[:, None], embeddings, 0.0)
     counted = jnp.pad(counted, ((0, -length % chunk), (0, 0)))

@@ -150,8 +150,8 @@ def draw(
         raise ValueError(
             f"ratio_pollution {protocol.ratio_pollution} asks for "
             f"{number.unlabeled_outlier} unlabelled anomalies, but {len(rest)} are "
-            f"left ({len(outliers)} in the training set, {len(known)} of them labelled); "
-            "lower the ratio"
+            f"left ({len(outliers)} in the training set, {len(known)} of them "
+            "labelled); lower the ratio"
         )
     # Fractions dropped from both normal groups can leave one example over.
     unlabeled_normal = normal[number.known_normal :][: number.unlabeled_normal]
