@@ -142,7 +142,9 @@ class Encoder(nn.Module):
             hidden = self.architecture.hidden
         else:
             for i, features in enumerate(self.architecture.features, 1):
-                x = layers.Convolution(features, dtype=self.dtype, name=f"conv{i}")(x)
+                x = layers.Convolution(
+                    features, pooled=True, dtype=self.dtype, name=f"conv{i}"
+                )(x)
                 x = nn.leaky_relu(norm(name=f"conv_bn{i}")(x, pool=True))
             x = x.reshape(x.shape[0], -1)
             hidden = (self.architecture.hidden,) if self.architecture.hidden else ()
