@@ -226,11 +226,7 @@ class Convolution(nn.Module):
 def convolution_form(
     shape: tuple[int, ...], features: int, padding: int, upsample: bool, pooled: bool
 ) -> str:
-    """How a convolution of images `[N, H, W, I]` is computed on the default backend.
-
-    Returns:
-        "tiles" for `convolve_tiles`, "rows" for `convolve_rows`, or "plain".
-    """
+    """The form for images `[N, H, W, I]` on this backend: tiles, rows or plain."""
     _, h, w, channels = shape
     even = h % 2 == w % 2 == 0
     if jax.default_backend() != "cpu" or not (upsample or (padding == 2 and even)):
@@ -254,14 +250,8 @@ def convolve(x: jax.Array, kernel: jax.Array, padding: int) -> jax.Array:
 def convolve_tiles(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """`convolve` with padding 2, one pooling window at a time, as a matrix product.
 
-    The four outputs of a window read 6x6 inputs.
-
-    Args:
-        x: `[N, H, W, I]`, H and W even.
-        kernel: `[5, 5, I, O]`.
-
-    Returns:
-        Windows `[N, H / 2, W / 2, 4, O]`, see `max_pool`.
+    A window's four outputs read 6x6 inputs. H and W must be even; returns windows `[N,
+    H / 2, W / 2, 4, O]`, see `max_pool`.
     """
     n, h, w, channels = x.shape
     taps = _row_taps(2, 1)
@@ -278,20 +268,11 @@ def convolve_tiles(x: jax.Array, kernel: jax.Array) -> jax.Array:
 def convolve_rows(
     x: jax.Array, kernel: jax.Array, padding: int, upsample: bool, pooled: bool
 ) -> jax.Array:
-    """A convolution, two rows of the output at a time, as a matrix product.
+    """`convolve` or `upsample_and_convolve`, two rows of the output at a time.
 
     They read a few whole rows of the input, through a matrix in which the kernel is
-    repeated along the row.
-
-    Args:
-        x: `[N, H, W, I]`; without `upsample`, H and W even.
-        kernel: `[5, 5, I, O]`.
-        padding: 2, or with `upsample` 2 or 1, of the upsampled image.
-        upsample: whether nearest-neighbour upsampling x2 goes before it.
-        pooled: whether to return windows (see `max_pool`), without `upsample` only.
-
-    Returns:
-        What `convolve` or `upsample_and_convolve` returns, or its windows.
+    repeated along the row. Without `upsample`, H and W must be even and the padding 2,
+    and the result may come as windows (`pooled`, see `max_pool`).
     """
     n, h, w, channels = x.shape
     factor = 2 if upsample else 1
@@ -399,14 +380,10 @@ def _row_taps(padding: int, factor: int) -> np.ndarray:
 
 
 def max_pool(x: jax.Array) -> jax.Array:
-    """2x2 max pooling with stride 2.
+    """2x2 max pooling with stride 2, to `[N, H // 2, W // 2, C]`.
 
-    Args:
-        x: images `[N, H, W, C]`, whose odd edges are dropped, or windows `[N, H / 2,
-            W / 2, 4, C]`, which hold the members of each pooling window side by side.
-
-    Returns:
-        `[N, H // 2, W // 2, C]`.
+    Takes images `[N, H, W, C]`, whose odd edges are dropped, or windows `[N, H / 2,
+    W / 2, 4, C]`, which hold the members of each pooling window side by side.
     """
     windows, axes = _windows(x)
     return jnp.max(windows, axis=axes)

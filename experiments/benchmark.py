@@ -31,7 +31,7 @@ import numpy as np
 from absl import app, flags
 
 from deepsad_jax import deep_sad, networks, parallel, training
-from experiments import workdir
+from experiments import cli, workdir
 
 MEASURE = flags.DEFINE_list("measure", ["steps"], "What to measure; see above.")
 NETWORKS = flags.DEFINE_list("networks", [], "Networks; all by default.")
@@ -370,6 +370,7 @@ def main(argv):
 
 if __name__ == "__main__":
     logging.getLogger("jax").setLevel(logging.WARNING)
+    cli.keep_freed_memory()  # as the other commands do; PyTorch gains as well
     # As many devices as are asked for, where they can be made.
     jax.config.update("jax_num_cpu_devices", os.cpu_count())
     app.run(main)

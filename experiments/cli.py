@@ -1,5 +1,6 @@
 """The command line: a config with overrides, and one sentence for what is wrong."""
 
+import ctypes
 import logging as python_logging
 import os
 import re
@@ -10,6 +11,8 @@ from collections.abc import Callable
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+# From glibc's malloc.h.
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 DEFAULT_CONFIG = "configs/digits.py"
 # Without a default, which would be loaded on import, where errors cannot be caught.
 CONFIG = config_flags.DEFINE_config_file(
@@ -76,10 +79,25 @@ def start(program: Callable) -> None:
     app.run(main, flags_parser=parse)
 
 
+def keep_freed_memory() -> None:
+    """Lets the C library keep what is freed, instead of returning it to the system.
+
+    XLA frees and allocates its large buffers at every step; with glibc's defaults, page
+    faults then take a fifth of the time of a convolutional network's step on a CPU.
+    """
+    try:
+        library = ctypes.CDLL(None)
+        library.mallopt(_M_MMAP_MAX, 0)
+        library.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+    except (AttributeError, OSError, TypeError):
+        return  # another C library
+
+
 def prepare_jax() -> None:
     """Joins the other processes, if any, and keeps compiled programs between runs."""
     import jax
 
+    keep_freed_memory()
     if COORDINATOR.value:
         jax.distributed.initialize(COORDINATOR.value, PROCESSES.value, PROCESS.value)
     # Most programs are small; JAX by itself keeps only those that took a second.
