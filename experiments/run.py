@@ -31,20 +31,20 @@ def run(config: ml_collections.ConfigDict, folder: str) -> dict:
     Returns:
         The content of results.json.
     """
+    method = methods.of(config)
     settings.check(config)
     source = sources.load(config.data.name, config.data.dir or None)
     problem = scenario.make(source, settings.protocol(config), config.seed)
-    methods.check(problem, config)
-    method = methods.RUN[config.method]
+    method.check(problem, config)
     if jax.process_index() > 0:
-        (outcome,) = method([problem], [config])
+        (outcome,) = method.run([problem], [config])
         return report.results(config, problem, outcome)
     label = f"{pathlib.Path(config.data.name).stem}-{config.method}"
     target = workdir.prepare(folder, label)
     workdir.write_json(target / "config.json", config.to_dict())
     metrics = target / "metrics.jsonl"
-    with contextlib.closing(progress.OneRun(metrics, methods.stages(config))) as bars:
-        (outcome,) = method([problem], [config], bars)
+    with contextlib.closing(progress.OneRun(metrics, method.stages(config))) as bars:
+        (outcome,) = method.run([problem], [config], bars)
     figures = report.results(config, problem, outcome)
     report.write(target, problem, outcome, figures)
     print(report.summary(figures, target))

@@ -59,11 +59,6 @@ def network(config: ConfigDict, x: np.ndarray) -> str | networks.Architecture:
 
 def check(config: ConfigDict) -> None:
     """Raises ValueError for what is wrong in a config, whatever the data are."""
-    if config.method not in METHODS:
-        raise ValueError(
-            f"config.method is {config.method!r}; it must be one of "
-            f"{', '.join(METHODS)}"
-        )
     if config.network:
         networks.architecture(config.network)
     if not config.eta > 0:
@@ -81,6 +76,3 @@ def check(config: ConfigDict) -> None:
     protocol(config)
     for stage in ("pretrain", "train"):
         optimization(config, stage)
-
-
-METHODS = ("deep_sad",)

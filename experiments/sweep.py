@@ -89,6 +89,7 @@ def sweep(
         The results of all of them, in their order.
     """
     for config in configs:
+        methods.of(config)
         settings.check(config)
     target = pathlib.Path(folder)
     folders = [target / setting(c) / f"seed{c.seed}" for c in configs]
@@ -97,7 +98,9 @@ def sweep(
         for config, path in zip(configs, folders, strict=True)
         if not _is_finished(config, path)
     ]
-    bars = progress.ManyRuns([methods.stages(config) for config, _ in waiting])
+    bars = progress.ManyRuns(
+        [methods.of(config).stages(config) for config, _ in waiting]
+    )
     with contextlib.closing(bars):
         for _, group in itertools.groupby(waiting, lambda w: w[0].data.name):
             group = list(group)
@@ -122,12 +125,13 @@ def _run_group(group, bars: progress.ManyRuns, draw: bool) -> None:
     """Runs what shares data and hyper-parameters, and writes each run's folder."""
     configs, paths = [config for config, _ in group], [path for _, path in group]
     config = configs[0]
+    method = methods.of(config)
     source = sources.load(config.data.name, config.data.dir or None)
     problems = [scenario.make(source, settings.protocol(c), c.seed) for c in configs]
     for problem, single in zip(problems, configs, strict=True):
-        methods.check(problem, single)
+        method.check(problem, single)
     bars.starts(len(group))
-    outcomes = methods.RUN[config.method](problems, configs, bars)
+    outcomes = method.run(problems, configs, bars)
     for single, path, problem, outcome in zip(
         configs, paths, problems, outcomes, strict=True
     ):

@@ -1,9 +1,8 @@
-"""What each value of `config.method` does with semi-supervised problems."""
+"""Deep SAD, and the autoencoder that it starts from."""
 
 import os
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,36 +19,16 @@ from deepsad_jax import (
 )
 from deepsad_jax.data import scenario
 from experiments import settings
+from experiments.methods.method import Method, Outcome
 
 
-class Outcome(NamedTuple):
-    """What a method has found on one problem.
-
-    Attributes:
-        scores: anomaly scores of the test set, `[n_test]`, higher = more anomalous.
-        reference_scores: scores of by-products, such as "ae", the autoencoder.
-        seconds: times of the stages, "train" among them.
-        history: for each stage, metrics per epoch.
-        model: what can be saved, if anything.
-        network: the network, by name or description.
-    """
-
-    scores: np.ndarray
-    reference_scores: dict[str, np.ndarray]
-    seconds: dict[str, float]
-    history: dict[str, dict[str, np.ndarray]]
-    model: deep_sad.Fitted | None
-    network: Any
-
-
-def run_deep_sad(
+def run(
     problems: Sequence[scenario.Scenario],
     configs: Sequence[ml_collections.ConfigDict],
     on_epochs: Callable | None = None,
 ) -> Iterator[Outcome]:
-    """Deep SAD, and the autoencoder that it starts from.
+    """Trains and scores; see `Method.run`.
 
-    The configs differ in the seed and in `data` alone, and the data in what is drawn.
     The runs share one compiled program wherever that is the fastest; elsewhere each
     outcome comes as soon as its run is finished.
     """
@@ -174,4 +153,4 @@ def load_model(path: str | os.PathLike, x: np.ndarray) -> deep_sad.Fitted:
     return fitted
 
 
-RUN = {"deep_sad": run_deep_sad}
+METHOD = Method(run, check, stages)
