@@ -12,7 +12,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 # From glibc's malloc.h.
-_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
+_M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
 DEFAULT_CONFIG = "configs/digits.py"
 # Without a default, which would be loaded on import, where errors cannot be caught.
 CONFIG = config_flags.DEFINE_config_file(
@@ -87,6 +87,8 @@ def keep_freed_memory() -> None:
     """
     try:
         library = ctypes.CDLL(None)
+        # The arenas of other threads are too small for such buffers.
+        library.mallopt(_M_ARENA_MAX, 1)
         library.mallopt(_M_MMAP_MAX, 0)
         library.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
     except (AttributeError, OSError, TypeError):

@@ -7,161 +7,8 @@ from jax import lax
 from deepsad_jax import layers
 
 
-def plain_convolution(x, kernel, padding):
-    """The definition, as a sum over shifted inputs, in float64."""
-    x = np.pad(x.astype(np.float64), [(0, 0), (padding,) * 2, (padding,) * 2, (0, 0)])
-    height, width = x.shape[1] - 4, x.shape[2] - 4
-    return sum(
-        x[:, u : u + height, v : v + width] @ kernel[u, v].astype(np.float64)
-        for u in range(5)
-        for v in range(5)
-    )
-
-
 def random(*shape):
     return np.random.default_rng(len(shape)).normal(size=shape).astype(np.float32)
-
-
-@pytest.mark.parametrize("channels", [1, 3, 8])
-@pytest.mark.parametrize("padding", [1, 2])
-@pytest.mark.parametrize("size", [(2, 2), (4, 4), (8, 14)])
-def test_upsampled_convolution_is_the_plain_one(size, padding, channels):
-    x, kernel = random(3, *size, channels), random(5, 5, channels, 6)
-    upsampled = x.repeat(2, axis=1).repeat(2, axis=2)
-    expected = plain_convolution(upsampled, kernel, padding)
-    actual = layers.upsample_and_convolve(x, kernel, padding)
-    np.testing.assert_allclose(actual, expected, atol=1e-5 * np.abs(expected).max())
-
-
-@pytest.mark.parametrize("channels", [1, 3, 8])
-@pytest.mark.parametrize("padding", [1, 2])
-@pytest.mark.parametrize("size", [(8, 8), (28, 28), (12, 10)])
-def test_convolution_is_the_plain_one(size, padding, channels):
-    x, kernel = random(3, *size, channels), random(5, 5, channels, 6)
-    expected = plain_convolution(x, kernel, padding)
-    actual = layers.convolve(x, kernel, padding)
-    np.testing.assert_allclose(actual, expected, atol=1e-5 * np.abs(expected).max())
-
-
-def images_of(windows):
-    """Undoes the grouping of pooling windows `[N, H / 2, W / 2, 4, C]`."""
-    n, h, w, _, c = windows.shape
-    windows = windows.reshape(n, h, w, 2, 2, c).transpose(0, 1, 3, 2, 4, 5)
-    return windows.reshape(n, 2 * h, 2 * w, c)
-
-
-FORMS = {
-    "plain": lambda x, k: layers.convolve(x, k, 2),
-    "tiles": lambda x, k: images_of(layers.convolve_tiles(x, k)),
-    "rows": lambda x, k: layers.convolve_rows(x, k, 2, False, False),
-    "row_windows": lambda x, k: images_of(layers.convolve_rows(x, k, 2, False, True)),
-    "upsampled": lambda x, k: layers.upsample_and_convolve(x, k, 2),
-    "upsampled_cropped": lambda x, k: layers.upsample_and_convolve(x, k, 1),
-    "upsampled_rows": lambda x, k: layers.convolve_rows(x, k, 2, True, False),
-    "upsampled_rows_cropped": lambda x, k: layers.convolve_rows(x, k, 1, True, False),
-}
-
-
-def plain_form(name):
-    def convolution(x, kernel):
-        if name.startswith("upsampled"):
-            x = jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
-        padding = 1 if name.endswith("cropped") else 2
-        return lax.conv_general_dilated(
-            x,
-            kernel,
-            (1, 1),
-            [(padding, padding)] * 2,
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        )
-
-    return convolution
-
-
-def values_and_gradients(convolution, x, kernel):
-    @jax.jit
-    def run(x, kernel):
-        y, pull_back = jax.vjp(convolution, x, kernel)
-        return y, *pull_back(jnp.asarray(random(*y.shape)))
-
-    return run(x, kernel)
-
-
-@pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("size", [(2, 2), (8, 8), (6, 10)])
-@pytest.mark.parametrize("form", FORMS)
-def test_every_form_has_the_values_and_gradients_of_the_plain_one(form, size, channels):
-    x, kernel = random(3, *size, channels), random(5, 5, channels, 4)
-    for actual, expected in zip(
-        values_and_gradients(FORMS[form], x, kernel),
-        values_and_gradients(plain_form(form), x, kernel),
-        strict=True,
-    ):
-        np.testing.assert_allclose(
-            actual, expected, rtol=0, atol=2e-6 * np.abs(expected).max()
-        )
-
-
-@pytest.mark.parametrize("form", FORMS)
-def test_every_form_may_be_mapped_over_runs(form):
-    x, kernel = random(2, 3, 4, 4, 2), random(2, 5, 5, 2, 4)
-    mapped = jax.vmap(lambda x, k: values_and_gradients(FORMS[form], x, k))(x, kernel)
-    for run in range(2):
-        alone = values_and_gradients(FORMS[form], x[run], kernel[run])
-        for actual, expected in zip(mapped, alone, strict=True):
-            np.testing.assert_allclose(actual[run], expected, atol=1e-4)
-
-
-@pytest.mark.parametrize("form", FORMS)
-def test_every_form_keeps_bfloat16(form):
-    x, kernel = random(3, 4, 4, 2), random(5, 5, 2, 4)
-    actual = FORMS[form](x.astype(jnp.bfloat16), kernel.astype(jnp.bfloat16))
-    assert actual.dtype == jnp.bfloat16
-    expected = FORMS[form](x, kernel)
-    error = np.abs(actual.astype(np.float32) - expected).max()
-    assert error <= 0.02 * np.abs(expected).max()
-
-
-@pytest.mark.parametrize("backend", ["cpu", "gpu", "tpu"])
-@pytest.mark.parametrize(
-    ("size", "channels", "features", "options"),
-    [
-        ((28, 28), 1, 8, {"pooled": True}),
-        ((14, 14), 8, 4, {"pooled": True}),
-        ((7, 5), 2, 4, {"pooled": True}),
-        ((16, 16), 32, 64, {"pooled": True}),
-        ((4, 4), 8, 16, {}),
-        ((6, 6), 8, 4, {"padding": 1}),
-        ((8, 8), 4, 8, {"upsample": True, "padding": 1}),
-        ((8, 8), 32, 16, {"upsample": True}),
-    ],
-)
-def test_convolution_module_on_every_backend(
-    monkeypatch, backend, size, channels, features, options
-):
-    monkeypatch.setattr(jax, "default_backend", lambda: backend)
-    x, kernel = random(2, *size, channels), random(5, 5, channels, features)
-    module = layers.Convolution(features, **options)
-    actual = module.apply({"params": {"kernel": kernel}}, x)
-    if actual.ndim == 5:
-        assert backend == "cpu" and options["pooled"]
-        actual = images_of(actual)
-    if options.get("upsample"):
-        x = x.repeat(2, axis=1).repeat(2, axis=2)
-    expected = plain_convolution(x, kernel, options.get("padding", 2))
-    np.testing.assert_allclose(actual, expected, atol=1e-5 * np.abs(expected).max())
-
-
-def test_narrow_layers_are_matrix_products_on_cpus_alone(monkeypatch):
-    shapes = [((1, 28, 28, 1), 8), ((1, 14, 14, 8), 4), ((1, 16, 16, 32), 64)]
-
-    def forms():
-        return [layers.convolution_form(*shape, 2, False, True) for shape in shapes]
-
-    monkeypatch.setattr(jax, "default_backend", lambda: "cpu")
-    assert forms() == ["tiles", "rows", "plain"]
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    assert forms() == ["plain"] * 3
 
 
 def test_max_pool_is_the_maximum_of_each_window_and_drops_odd_edges():
@@ -174,7 +21,8 @@ def test_max_pool_is_the_maximum_of_each_window_and_drops_odd_edges():
 
 def test_max_pool_of_windows_is_that_of_the_images():
     windows = random(2, 3, 4, 4, 5)
-    expected = layers.max_pool(images_of(windows))
+    images = windows.reshape(2, 3, 4, 2, 2, 5).transpose(0, 1, 3, 2, 4, 5)
+    expected = layers.max_pool(images.reshape(2, 6, 8, 5))
     np.testing.assert_array_equal(layers.max_pool(windows), expected)
 
 

@@ -1,0 +1,184 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+from deepsad_jax import convolution
+
+
+def plain_convolution(x, kernel, padding):
+    """The definition, as a sum over shifted inputs, in float64."""
+    x = np.pad(x.astype(np.float64), [(0, 0), (padding,) * 2, (padding,) * 2, (0, 0)])
+    height, width = x.shape[1] - 4, x.shape[2] - 4
+    return sum(
+        x[:, u : u + height, v : v + width] @ kernel[u, v].astype(np.float64)
+        for u in range(5)
+        for v in range(5)
+    )
+
+
+def random(*shape):
+    return np.random.default_rng(len(shape)).normal(size=shape).astype(np.float32)
+
+
+@pytest.mark.parametrize("channels", [1, 3, 8])
+@pytest.mark.parametrize("padding", [1, 2])
+@pytest.mark.parametrize("size", [(2, 2), (4, 4), (8, 14)])
+def test_upsampled_convolution_is_the_plain_one(size, padding, channels):
+    x, kernel = random(3, *size, channels), random(5, 5, channels, 6)
+    upsampled = x.repeat(2, axis=1).repeat(2, axis=2)
+    expected = plain_convolution(upsampled, kernel, padding)
+    actual = convolution.upsample_and_convolve(x, kernel, padding)
+    np.testing.assert_allclose(actual, expected, atol=1e-5 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("channels", [1, 3, 8])
+@pytest.mark.parametrize("padding", [1, 2])
+@pytest.mark.parametrize("size", [(8, 8), (28, 28), (12, 10)])
+def test_convolution_is_the_plain_one(size, padding, channels):
+    x, kernel = random(3, *size, channels), random(5, 5, channels, 6)
+    expected = plain_convolution(x, kernel, padding)
+    actual = convolution.convolve(x, kernel, padding)
+    np.testing.assert_allclose(actual, expected, atol=1e-5 * np.abs(expected).max())
+
+
+def images_of(windows):
+    """Undoes the grouping of pooling windows `[N, H / 2, W / 2, 4, C]`."""
+    n, h, w, _, c = windows.shape
+    windows = windows.reshape(n, h, w, 2, 2, c).transpose(0, 1, 3, 2, 4, 5)
+    return windows.reshape(n, 2 * h, 2 * w, c)
+
+
+FORMS = {
+    "plain": lambda x, k: convolution.convolve(x, k, 2),
+    "tiles": lambda x, k: images_of(convolution.convolve_tiles(x, k)),
+    "rows": lambda x, k: convolution.convolve_rows(x, k, 2, False, False),
+    "row_windows": lambda x, k: images_of(
+        convolution.convolve_rows(x, k, 2, False, True)
+    ),
+    "winograd": lambda x, k: convolution.convolve_winograd(x, k, 2),
+    "winograd_cropped": lambda x, k: convolution.convolve_winograd(x, k, 1),
+    "upsampled": lambda x, k: convolution.upsample_and_convolve(x, k, 2),
+    "upsampled_cropped": lambda x, k: convolution.upsample_and_convolve(x, k, 1),
+    "upsampled_winograd": lambda x, k: convolution.upsample_and_convolve(
+        x, k, 2, convolution.convolve_winograd
+    ),
+    "upsampled_winograd_cropped": lambda x, k: convolution.upsample_and_convolve(
+        x, k, 1, convolution.convolve_winograd
+    ),
+    "upsampled_rows": lambda x, k: convolution.convolve_rows(x, k, 2, True, False),
+    "upsampled_rows_cropped": lambda x, k: convolution.convolve_rows(
+        x, k, 1, True, False
+    ),
+}
+
+
+def plain_form(name):
+    def convolution(x, kernel):
+        if name.startswith("upsampled"):
+            x = jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
+        padding = 1 if name.endswith("cropped") else 2
+        return lax.conv_general_dilated(
+            x,
+            kernel,
+            (1, 1),
+            [(padding, padding)] * 2,
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )
+
+    return convolution
+
+
+def values_and_gradients(convolution, x, kernel):
+    @jax.jit
+    def run(x, kernel):
+        y, pull_back = jax.vjp(convolution, x, kernel)
+        return y, *pull_back(jnp.asarray(random(*y.shape)))
+
+    return run(x, kernel)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("size", [(2, 2), (8, 8), (6, 10)])
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_has_the_values_and_gradients_of_the_plain_one(form, size, channels):
+    if form == "winograd_cropped" and min(size) == 2:
+        return  # nothing is left of these images
+    x, kernel = random(3, *size, channels), random(5, 5, channels, 4)
+    tolerance = 2e-5 if "winograd" in form else 2e-6
+    for actual, expected in zip(
+        values_and_gradients(FORMS[form], x, kernel),
+        values_and_gradients(plain_form(form), x, kernel),
+        strict=True,
+    ):
+        np.testing.assert_allclose(
+            actual, expected, rtol=0, atol=tolerance * np.abs(expected).max()
+        )
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_may_be_mapped_over_runs(form):
+    x, kernel = random(2, 3, 4, 4, 2), random(2, 5, 5, 2, 4)
+    mapped = jax.vmap(lambda x, k: values_and_gradients(FORMS[form], x, k))(x, kernel)
+    for run in range(2):
+        alone = values_and_gradients(FORMS[form], x[run], kernel[run])
+        for actual, expected in zip(mapped, alone, strict=True):
+            np.testing.assert_allclose(actual[run], expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_keeps_bfloat16(form):
+    x, kernel = random(3, 4, 4, 2), random(5, 5, 2, 4)
+    actual = FORMS[form](x.astype(jnp.bfloat16), kernel.astype(jnp.bfloat16))
+    assert actual.dtype == jnp.bfloat16
+    expected = FORMS[form](x, kernel)
+    error = np.abs(actual.astype(np.float32) - expected).max()
+    assert error <= 0.02 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("backend", ["cpu", "gpu", "tpu"])
+@pytest.mark.parametrize(
+    ("size", "channels", "features", "padding", "upsample", "pooled"),
+    [
+        ((28, 28), 1, 8, 2, False, True),
+        ((14, 14), 8, 4, 2, False, True),
+        ((7, 5), 2, 4, 2, False, True),
+        ((8, 8), 64, 128, 2, False, True),
+        ((4, 4), 8, 16, 2, False, False),
+        ((6, 6), 8, 4, 1, False, False),
+        ((8, 8), 4, 8, 1, True, False),
+        ((8, 8), 32, 16, 2, True, False),
+        ((5, 3), 64, 32, 1, True, False),
+    ],
+)
+def test_the_chosen_form_is_the_plain_one_on_every_backend(
+    monkeypatch, backend, size, channels, features, padding, upsample, pooled
+):
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    x, kernel = random(2, *size, channels), random(5, 5, channels, features)
+    actual = convolution.apply(x, kernel, padding, upsample, pooled)
+    if actual.ndim == 5:
+        assert backend == "cpu" and pooled
+        actual = images_of(actual)
+    if upsample:
+        x = x.repeat(2, axis=1).repeat(2, axis=2)
+    expected = plain_convolution(x, kernel, padding)
+    np.testing.assert_allclose(actual, expected, atol=2e-5 * np.abs(expected).max())
+
+
+def test_forms_other_than_the_plain_one_are_for_cpus_alone(monkeypatch):
+    shapes = [
+        ((1, 28, 28, 1), 8),
+        ((1, 14, 14, 8), 4),
+        ((1, 14, 14, 16), 32),
+        ((1, 8, 8, 64), 128),
+    ]
+
+    def forms():
+        return [convolution.choose_form(*shape, 2, False, True) for shape in shapes]
+
+    monkeypatch.setattr(jax, "default_backend", lambda: "cpu")
+    assert forms() == ["tiles", "rows", "plain", "winograd"]
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert forms() == ["plain"] * 4
