@@ -124,7 +124,8 @@ def test_every_form_may_be_mapped_over_runs(form):
     for run in range(2):
         alone = values_and_gradients(FORMS[form], x[run], kernel[run])
         for actual, expected in zip(mapped, alone, strict=True):
-            np.testing.assert_allclose(actual[run], expected, atol=1e-4)
+            tolerance = 2e-5 * np.abs(expected).max()
+            np.testing.assert_allclose(actual[run], expected, atol=tolerance)
 
 
 @pytest.mark.parametrize("form", FORMS)
