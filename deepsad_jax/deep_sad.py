@@ -286,7 +286,7 @@ def _evaluate(function, fitted, execution, params, model_state, x):
 
 def _default_execution(network) -> parallel.Execution:
     spec = networks.resolve(network)
-    return parallel.for_one_run(isinstance(spec, networks.LeNetArchitecture))
+    return parallel.for_one_run(networks.is_convolutional(spec))
 
 
 def _split(variables: Variables) -> tuple[Any, dict[str, Any]]:

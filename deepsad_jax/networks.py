@@ -245,6 +245,15 @@ def resolve(network: str | Architecture) -> Architecture:
     return architecture(network) if isinstance(network, str) else network
 
 
+def is_convolutional(network: str | Architecture) -> bool:
+    """Whether a network is made of convolutions: those take images, others tables.
+
+    Raises:
+        ValueError: if no network has that name.
+    """
+    return isinstance(resolve(network), LeNetArchitecture)
+
+
 def build_autoencoder(
     name: str | Architecture, *, axis_name: str | None = None, dtype: Any = jnp.float32
 ) -> Autoencoder:

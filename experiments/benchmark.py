@@ -82,10 +82,6 @@ def synthetic(network: str, size: int, seed: int = 0) -> training.TrainingSet:
     return training.training_set(x, semi_targets)
 
 
-def _is_convolutional(network) -> bool:
-    return isinstance(networks.resolve(network), networks.LeNetArchitecture)
-
-
 def _objective(stage, network, execution, dtype):
     axis_name = execution.axis_name
     if stage == "pretrain":
@@ -136,7 +132,7 @@ def steps(network, batch_size, runs, devices, dtype, *, against_torch) -> list[d
     optimization = training.Optimization(batch_size=batch_size, epochs=1)
     size = BATCHES.value * batch_size
     if runs == 1:
-        execution = parallel.for_one_run(_is_convolutional(network), devices)
+        execution = parallel.for_one_run(networks.is_convolutional(network), devices)
         data = synthetic(network, size)
     else:
         on_cpu = jax.default_backend() == "cpu"
@@ -243,7 +239,9 @@ def growth(network: str) -> list[dict]:
 
     def seconds(samples=2048, epochs=20, runs=2):
         stage = training.Optimization(1e-3, epochs=epochs)
-        execution = parallel.for_many_runs(_is_convolutional(network), False, runs)
+        execution = parallel.for_many_runs(
+            networks.is_convolutional(network), False, runs
+        )
         sets = [synthetic(network, samples, seed) for seed in range(runs)]
         keys = [jax.random.key(seed) for seed in range(runs)]
         options = {"network": network, "train": stage, "pretrain": stage}
@@ -332,6 +330,7 @@ def main(argv):
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument {argv[1]!r}")
     names = NETWORKS.value or list(networks.ARCHITECTURES)
+    cli.keep_freed_memory(names)  # as the other commands do; PyTorch gains as well
     results = {"device": jax.devices()[0].device_kind, "jax": jax.__version__}
     for what in MEASURE.value:
         rows = []
@@ -370,7 +369,6 @@ def main(argv):
 
 if __name__ == "__main__":
     logging.getLogger("jax").setLevel(logging.WARNING)
-    cli.keep_freed_memory()  # as the other commands do; PyTorch gains as well
     # As many devices as are asked for, where they can be made.
     jax.config.update("jax_num_cpu_devices", os.cpu_count())
     app.run(main)

@@ -6,8 +6,9 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
+import ml_collections
 from absl import app, flags, logging
 from ml_collections import config_flags
 
@@ -69,7 +70,7 @@ def start(program: Callable) -> None:
         from deepsad_jax import training
 
         try:
-            prepare_jax()
+            prepare_jax(CONFIG.value)
             program(CONFIG.value)
         except (ValueError, OSError, training.TrainingError) as error:
             _fail(error)
@@ -79,27 +80,35 @@ def start(program: Callable) -> None:
     app.run(main, flags_parser=parse)
 
 
-def keep_freed_memory() -> None:
+def keep_freed_memory(networks: Iterable[str]) -> None:
     """Lets the C library keep what is freed, instead of returning it to the system.
 
     XLA frees and allocates its large buffers at every step; with glibc's defaults, page
-    faults then take a fifth of the time of a convolutional network's step on a CPU.
+    faults then take a fifth of the time of a convolutional network's step on a CPU. The
+    arenas of other threads are too small for the buffers of such a network, so that it
+    gets one arena; perceptrons on several threads would queue for it. Only what comes
+    before JAX's first computation counts.
+
+    Args:
+        networks: names of the networks that this process will train.
     """
+    from deepsad_jax.networks import is_convolutional
+
     try:
         library = ctypes.CDLL(None)
-        # The arenas of other threads are too small for such buffers.
-        library.mallopt(_M_ARENA_MAX, 1)
         library.mallopt(_M_MMAP_MAX, 0)
         library.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+        if any(map(is_convolutional, networks)):
+            library.mallopt(_M_ARENA_MAX, 1)
     except (AttributeError, OSError, TypeError):
         return  # another C library
 
 
-def prepare_jax() -> None:
+def prepare_jax(config: ml_collections.ConfigDict) -> None:
     """Joins the other processes, if any, and keeps compiled programs between runs."""
     import jax
 
-    keep_freed_memory()
+    keep_freed_memory([config.network] if config.network else [])
     if COORDINATOR.value:
         jax.distributed.initialize(COORDINATOR.value, PROCESSES.value, PROCESS.value)
     # Most programs are small; JAX by itself keeps only those that took a second.

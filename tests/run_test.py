@@ -169,6 +169,7 @@ def test_one_class_in_the_test_set_leaves_the_figures_undefined(tmp_path):
         (["--confg=configs/mnist.py"], "Did you mean: config"),
         (["configs/mnist.py"], "unexpected argument 'configs/mnist.py'"),
         (["--config.load_model=nope"], "config.load_model: there is no nope"),
+        (["--config.seed=1", "--config=configs/digits.py"], "before a value for"),
     ],
 )
 def test_wrong_commands_get_one_sentence(arguments, message):

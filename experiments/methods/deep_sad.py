@@ -39,7 +39,7 @@ def run(
     if config.load_model:
         initial = load_model(config.load_model, problems[0].x_train)
         network = initial.network
-    convolutional = isinstance(networks.resolve(network), networks.LeNetArchitecture)
+    convolutional = networks.is_convolutional(network)
     options = {
         "network": network,
         "train": settings.optimization(config, "train"),
