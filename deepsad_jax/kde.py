@@ -1,0 +1,191 @@
+"""Kernel density estimation, with the bandwidth chosen by cross-validation.
+
+Densities are sums over all training examples, taken as stable logarithms in float64:
+exact, where trees approximate. Cross-validation computes the distances once for all
+bandwidths and folds.
+"""
+
+import functools
+import math
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from deepsad_jax import kernels
+
+# The logarithm of each kernel at distance 1 bandwidth times u, given u squared.
+_LOG_KERNELS = {
+    "gaussian": lambda u2: -u2 / 2,
+    "exponential": lambda u2: -jnp.sqrt(u2),
+    "tophat": lambda u2: jnp.where(u2 < 1, 0.0, -jnp.inf).astype(u2.dtype),
+    "epanechnikov": lambda u2: jnp.log(jnp.maximum(1 - u2, 0.0)),
+    "linear": lambda u2: jnp.log(jnp.maximum(1 - jnp.sqrt(u2), 0.0)),
+}
+KERNELS = tuple(_LOG_KERNELS)
+_SCORED_AT_ONCE = 256
+
+
+@flax.struct.dataclass
+class Model:
+    """A density estimate.
+
+    Attributes:
+        x: training examples as rows, `[n, D]` float64.
+        bandwidth: > 0.
+        kernel: one of `KERNELS`.
+    """
+
+    x: jax.Array
+    bandwidth: jax.Array
+    kernel: str = flax.struct.field(pytree_node=False, default="gaussian")
+
+
+@kernels.in_float64
+def fit(
+    x: jax.typing.ArrayLike,
+    *,
+    bandwidth: jax.typing.ArrayLike,
+    kernel: str = "gaussian",
+) -> Model:
+    """The density estimate of some examples.
+
+    Args:
+        x: training examples, `[n, ...]`, uint8 (scaled to [0, 1]) or floating.
+        bandwidth: > 0.
+        kernel: one of `KERNELS`.
+
+    Raises:
+        ValueError: for a wrong kernel, bandwidth or examples.
+    """
+    _check(kernel, bandwidth)
+    return Model(kernels.as_rows(x), jnp.asarray(bandwidth, jnp.float64), kernel)
+
+
+@kernels.in_float64
+def log_density(model: Model, x: jax.typing.ArrayLike) -> jax.Array:
+    """Logarithm of the density, `[m]` float64; -inf beyond a kernel of bounded support.
+
+    Args:
+        model: the estimate.
+        x: examples, `[m, ...]`, of the shape and scale of the training examples.
+
+    Raises:
+        ValueError: if the examples do not have the width of the training examples.
+    """
+    rows = kernels.as_rows(x)
+    if rows.shape[1] != model.x.shape[1]:
+        raise ValueError(
+            f"x has {rows.shape[1]} features, but the model was fitted to "
+            f"{model.x.shape[1]}"
+        )
+    return _log_density(model, rows)
+
+
+def score(model: Model, x: jax.typing.ArrayLike) -> jax.Array:
+    """Minus the logarithm of the density: higher = more anomalous; as `log_density`."""
+    return -log_density(model, x)
+
+
+@kernels.in_float64
+def cross_validate(
+    x: jax.typing.ArrayLike,
+    bandwidths: jax.typing.ArrayLike,
+    *,
+    kernel: str = "gaussian",
+    folds: int = 5,
+) -> jax.Array:
+    """Log-likelihood of held-out folds: what scikit-learn's `GridSearchCV` maximises.
+
+    Args:
+        x: examples, `[n, ...]`, in `folds` consecutive folds (as `KFold` makes them).
+        bandwidths: candidates, `[k]`, > 0.
+        kernel: one of `KERNELS`.
+        folds: at least 2 and at most n.
+
+    Returns:
+        For each bandwidth the mean over folds of the sum of the log densities of the
+        fold's examples under the others, `[k]`. The best bandwidth is the first with
+        the largest value.
+
+    Raises:
+        ValueError: for wrong options or examples.
+    """
+    _check(kernel, bandwidths)
+    gram = kernels.gram(kernels.Kernel(), x)
+    if not 2 <= folds <= gram.size:
+        raise ValueError(
+            f"folds is {folds}; it must be at least 2 and at most the {gram.size} "
+            "examples"
+        )
+    sizes = np.full(folds, gram.size // folds)
+    sizes[: gram.size % folds] += 1
+    fold_of = np.repeat(np.arange(folds), sizes)
+    fold_of = np.pad(fold_of, (0, len(gram.x) - gram.size), constant_values=-1)
+    bandwidths = jnp.asarray(bandwidths, gram.dtype)
+    return _cross_validate(kernel, gram, fold_of, bandwidths) / folds
+
+
+def log_normalisation(kernel: str, dimension: int) -> float:
+    """Logarithm of the integral of a kernel of bandwidth 1 over the space."""
+    ball = dimension / 2 * math.log(math.pi) - math.lgamma(dimension / 2 + 1)
+    return {
+        "gaussian": dimension / 2 * math.log(2 * math.pi),
+        # Integrals of f(r) dimension r^(dimension - 1) over r, times the ball's volume.
+        "exponential": ball + math.lgamma(dimension + 1),
+        "tophat": ball,
+        "epanechnikov": ball + math.log(2 / (dimension + 2)),
+        "linear": ball - math.log(dimension + 1),
+    }[kernel]
+
+
+def _check(kernel, bandwidths) -> None:
+    if kernel not in KERNELS:
+        raise ValueError(f"kernel is {kernel!r}; it must be one of {', '.join(KERNELS)}")
+    if kernels.is_concrete(bandwidths):
+        values = np.ravel(bandwidths)
+        wrong = values[~((values > 0) & (values < np.inf))]
+        if len(wrong) or not len(values):
+            found = wrong[0] if len(wrong) else "not given"
+            raise ValueError(f"bandwidth is {found}; it must be finite and > 0")
+
+
+def _log_sum(kernel, squared, bandwidth):
+    """Logarithm of the sum of kernels over the last axis; infinite distances count 0."""
+    log_kernel = _LOG_KERNELS[kernel]
+    scale = bandwidth**-2
+    # Kernels fall with the distance: the nearest example has the largest.
+    top = log_kernel(jnp.min(squared, axis=-1, keepdims=True) * scale)
+    top = jnp.where(jnp.isfinite(top), top, 0.0)
+    terms = jnp.exp(log_kernel(squared * scale) - top)
+    return jnp.log(jnp.sum(terms, axis=-1)) + top[..., 0]
+
+
+@jax.jit
+def _log_density(model, rows):
+    def one(row):
+        squared = kernels.base("rbf", row[None], model.x)[0]
+        return _log_sum(model.kernel, squared, model.bandwidth)
+
+    size, dimension = model.x.shape
+    sums = lax.map(one, rows, batch_size=_SCORED_AT_ONCE)
+    whole = log_normalisation(model.kernel, dimension) + math.log(size)
+    return sums - whole - dimension * jnp.log(model.bandwidth)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _cross_validate(kernel, gram, fold_of, bandwidths):
+    def of_block(indices, squared):
+        # Neither the own fold nor padding counts.
+        out = (fold_of[indices][:, None] == fold_of) | (fold_of < 0)
+        squared = jnp.where(out, jnp.inf, squared)
+        return lax.map(lambda h: _log_sum(kernel, squared, h), bandwidths).T
+
+    sums = gram.map_blocks(of_block).astype(jnp.float64)
+    others = jnp.sum((fold_of[:, None] != fold_of) & (fold_of >= 0), axis=1)
+    dimension = gram.x.shape[1]
+    whole = log_normalisation(kernel, dimension) + jnp.log(others)[:, None]
+    densities = sums - whole - dimension * jnp.log(bandwidths.astype(jnp.float64))
+    return jnp.sum(jnp.where((fold_of >= 0)[:, None], densities, 0.0), axis=0)

@@ -1,0 +1,224 @@
+"""Kernels, and kernel matrices whose costly part is shared by all bandwidths.
+
+A kernel is an elementwise function of a base: squared distances or inner products. The
+base of the training examples is computed and kept once and serves any number of
+bandwidths.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+KERNELS = ("rbf", "linear", "poly")
+# Beyond this many examples, the base is kept in float32, and not at all.
+MOST_DOUBLE, MOST_STORED = 4096, 20_000
+_BLOCK = 256
+
+
+@flax.struct.dataclass
+class Kernel:
+    """A kernel function.
+
+    rbf: exp(-gamma |x - y|^2); linear: <x, y>; poly: (gamma <x, y> + coef0)^degree.
+
+    Attributes:
+        gamma: > 0; of rbf and poly.
+        coef0: of poly.
+        name: rbf, linear or poly.
+        degree: of poly, >= 1.
+    """
+
+    gamma: jax.typing.ArrayLike = 1.0
+    coef0: jax.typing.ArrayLike = 0.0
+    name: str = flax.struct.field(pytree_node=False, default="rbf")
+    degree: int = flax.struct.field(pytree_node=False, default=3)
+
+    def __call__(self, base: jax.Array) -> jax.Array:
+        """Kernel values, in the dtype of the base, elementwise."""
+        gamma = jnp.asarray(self.gamma, base.dtype)
+        if self.name == "rbf":
+            return jnp.exp(-gamma * base)
+        if self.name == "linear":
+            return base
+        return (gamma * base + jnp.asarray(self.coef0, base.dtype)) ** self.degree
+
+
+def check_kernel(kernel: Kernel) -> None:
+    """Raises ValueError for a kernel that is none."""
+    if kernel.name not in KERNELS:
+        raise ValueError(
+            f"kernel is {kernel.name!r}; it must be one of {', '.join(KERNELS)}"
+        )
+    if kernel.name == "poly" and (kernel.degree < 1 or kernel.degree != kernel.degree):
+        raise ValueError(f"degree is {kernel.degree}; it must be a whole number >= 1")
+    if is_concrete(kernel.gamma) and not 0 < kernel.gamma < np.inf:
+        raise ValueError(f"gamma is {kernel.gamma}; it must be finite and > 0")
+
+
+def in_float64(function: Callable) -> Callable:
+    """`function` with 64-bit types, which JAX has switched off by default."""
+
+    @functools.wraps(function)
+    def with_float64(*args, **kwargs):
+        with jax.enable_x64(True):
+            return function(*args, **kwargs)
+
+    return with_float64
+
+
+def is_concrete(value: Any) -> bool:
+    """Whether a value can be looked at: it is not traced by jit, vmap or grad."""
+    return not isinstance(value, jax.core.Tracer)
+
+
+def as_rows(x: jax.typing.ArrayLike) -> jax.Array:
+    """Examples as float64 rows, images flattened and uint8 scaled to [0, 1].
+
+    To be called within `in_float64`.
+
+    Raises:
+        ValueError: if `x` is not `[n, ...]` or has no examples, or (where its values
+            are known) is not finite.
+    """
+    if jnp.ndim(x) < 2 or not jnp.size(x):
+        raise ValueError(f"x has shape {jnp.shape(x)}; it must be [n, ...], not empty")
+    if is_concrete(x) and not np.all(np.isfinite(x)):
+        raise ValueError("x contains NaN or infinity; remove or replace such values")
+    x = jnp.asarray(x)
+    scale = 255.0 if x.dtype == jnp.uint8 else 1.0
+    return x.reshape(x.shape[0], -1).astype(jnp.float64) / scale
+
+
+def base(name: str, x: jax.Array, y: jax.Array) -> jax.Array:
+    """What the kernel of that name is a function of, for all pairs.
+
+    Args:
+        name: of the kernel.
+        x, y: rows, `[n, D]` and `[m, D]`.
+
+    Returns:
+        Squared distances for rbf, else inner products, `[n, m]`.
+    """
+    products = jnp.matmul(x, y.T, precision=lax.Precision.HIGHEST)
+    if name != "rbf":
+        return products
+    norms = [jnp.sum(jnp.square(rows), axis=1) for rows in (x, y)]
+    return jnp.maximum(norms[0][:, None] + norms[1] - 2 * products, 0.0)
+
+
+@flax.struct.dataclass
+class Gram:
+    """The kernel matrix of examples with each other, padded to whole blocks.
+
+    Attributes:
+        x: the examples as rows, `[padded, D]` float64, zeros beyond the last.
+        base: `[padded, padded]`, or None to recompute rows when needed.
+        kernel: the function of the base; another one of the same name may replace it.
+        size: number of examples.
+    """
+
+    x: jax.Array
+    base: jax.Array | None
+    kernel: Kernel
+    size: int = flax.struct.field(pytree_node=False)
+
+    @property
+    def dtype(self) -> jnp.dtype:
+        """Type of the kernel values."""
+        return self.x.dtype if self.base is None else self.base.dtype
+
+    def row(self, index: jax.Array) -> jax.Array:
+        """A row of the kernel matrix, `[padded]`."""
+        return self.kernel(self.base_rows(index, 1)[0])
+
+    def base_rows(self, start: jax.Array, count: int) -> jax.Array:
+        """Rows from `start` on of what the kernel is a function of, `[count, padded]`.
+        """
+        whole = self.x if self.base is None else self.base
+        rows = lax.dynamic_slice_in_dim(whole, start, count)
+        return base(self.kernel.name, rows, self.x) if self.base is None else rows
+
+    def map_blocks(self, function: Callable) -> Any:
+        """`function(indices, base_rows)` of whole blocks of rows, one after the other.
+
+        Returns:
+            What the function returns for each row, `[padded, ...]`.
+        """
+        block = _block(len(self.x))
+        starts = jnp.arange(0, len(self.x), block)
+        parts = lax.map(
+            lambda s: function(s + jnp.arange(block), self.base_rows(s, block)), starts
+        )
+        return jax.tree.map(lambda part: part.reshape(-1, *part.shape[2:]), parts)
+
+    def between(self, indices: jax.Array) -> jax.Array:
+        """The kernel matrix of a few examples with each other, `[k, k]`."""
+        if self.base is None:
+            few = self.x[indices]
+            return self.kernel(base(self.kernel.name, few, few))
+        return self.kernel(self.base[indices[:, None], indices])
+
+    def times(self, weights: jax.Array) -> jax.Array:
+        """The kernel matrix times a vector, `[padded]` float64."""
+        return self.map_blocks(
+            lambda _, rows: jnp.sum(self.kernel(rows) * weights, axis=1)
+        )
+
+
+@in_float64
+def gram(kernel: Kernel, x: jax.typing.ArrayLike, stored: bool | None = None) -> Gram:
+    """The kernel matrix of examples with each other.
+
+    Args:
+        kernel: the kernel.
+        x: examples, `[n, ...]`, uint8 (scaled to [0, 1]) or floating.
+        stored: whether to keep its base, in 4 n^2 bytes (8 up to `MOST_DOUBLE`); by
+            default if n is at most `MOST_STORED`. Otherwise rows are recomputed
+            whenever they are needed.
+
+    Returns:
+        The matrix; `gram.replace(kernel=...)` is that of another bandwidth.
+    """
+    check_kernel(kernel)
+    rows = as_rows(x)
+    size = len(rows)
+    rows = jnp.pad(rows, ((0, -size % _block(size)), (0, 0)))
+    stored = size <= MOST_STORED if stored is None else stored
+    dtype = jnp.float64 if size <= MOST_DOUBLE else jnp.float32
+    own_base = _own_base(kernel.name, dtype, rows) if stored else None
+    return Gram(rows, own_base, kernel, size)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _own_base(name: str, dtype: Any, x: jax.Array) -> jax.Array:
+    """The base of examples with each other: one triangle computed, then mirrored."""
+    block = _block(len(x))
+    blocks = len(x) // block
+    rows, columns = np.triu_indices(blocks)
+
+    def one_tile(i, matrix):
+        top, left = jnp.asarray(rows)[i] * block, jnp.asarray(columns)[i] * block
+        tile = base(
+            name,
+            lax.dynamic_slice_in_dim(x, top, block),
+            lax.dynamic_slice_in_dim(x, left, block),
+        ).astype(dtype)
+        if name == "rbf":  # an example is at distance 0 from itself, whatever rounding
+            same = (top + jnp.arange(block))[:, None] == left + jnp.arange(block)
+            tile = jnp.where(same, 0.0, tile)
+        matrix = lax.dynamic_update_slice(matrix, tile, (top, left))
+        return lax.dynamic_update_slice(matrix, tile.T, (left, top))
+
+    start = jnp.zeros((len(x), len(x)), dtype)
+    return lax.fori_loop(0, len(rows), one_tile, start)
+
+
+def _block(size: int) -> int:
+    """Rows of a block; a multiple of 64, which `dual` counts on."""
+    return _BLOCK if size > _BLOCK else 64
