@@ -7,8 +7,11 @@ import ml_collections
 def get_config() -> ml_collections.ConfigDict:
     config = ml_collections.ConfigDict()
 
-    # What is trained; only deep_sad so far.
+    # What is trained: deep_sad, or a shallow baseline: ssad, ocsvm, kde, isoforest.
     config.method = "deep_sad"
+    # Whether a shallow baseline works on the codes of an autoencoder (trained as
+    # `pretrain` says, or that of load_model) instead of the features.
+    config.hybrid = False
     # A name of deepsad_jax.networks.ARCHITECTURES; "" chooses by the shape of the data.
     config.network = ""
     # Decides split, draw, initial weights and shuffling.
@@ -24,6 +27,40 @@ def get_config() -> ml_collections.ConfigDict:
     # Type of the computation, float32 or bfloat16 (for accelerators); parameters and
     # statistics are float32 in any case.
     config.dtype = "float32"
+
+    # How the shallow baselines choose gamma or the bandwidth: "" is the paper's way,
+    # test_auc (AUROC on a tenth of the test set) for ssad and ocsvm, likelihood (5-fold
+    # cross-validated) for kde. All of them also take train_labels (AUROC of held-out
+    # known anomalies of the training set) and none (the value below, or a rule of
+    # thumb), which see no test labels.
+    config.selection = ""
+    # Whether that tenth stays in the test set, as in the paper.
+    config.selection_in_test = True
+    config.kernel = kernel = ml_collections.ConfigDict()
+    # Of ssad and ocsvm: rbf, linear or poly.
+    kernel.name = "rbf"
+    # For selection none; 0 takes one over the median squared distance.
+    kernel.gamma = 0.0
+    kernel.coef0 = 0.0
+    kernel.degree = 3
+    config.ssad = ssad = ml_collections.ConfigDict()
+    # Weight of the margin, and largest dual variable of an example of each kind.
+    ssad.kappa = 1.0
+    ssad.C_unlabeled = 1.0
+    ssad.C_normal = 1.0
+    ssad.C_anomaly = 1.0
+    config.ocsvm = ocsvm = ml_collections.ConfigDict()
+    # Largest share of training examples outside the boundary, in (0, 1].
+    ocsvm.nu = 0.1
+    config.kde = kde = ml_collections.ConfigDict()
+    # gaussian, exponential, tophat, epanechnikov or linear.
+    kde.kernel = "gaussian"
+    # For selection none; 0 takes Scott's rule.
+    kde.bandwidth = 0.0
+    config.isoforest = isoforest = ml_collections.ConfigDict()
+    isoforest.n_trees = 100
+    # Examples that each tree sees.
+    isoforest.n_samples = 256
 
     config.data = data = ml_collections.ConfigDict()
     # digits, breast_cancer, mnist, fmnist, cifar10, an ODDS table, or the path of a

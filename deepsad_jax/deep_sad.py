@@ -253,6 +253,18 @@ def score(
     return _evaluate(objective.score, fitted, execution, params, model_state, x)
 
 
+def embed(
+    fitted: Fitted,
+    x: jax.Array,
+    *,
+    execution: parallel.Execution | None = None,
+    dtype: Any = jnp.float32,
+) -> jax.Array:
+    """The encoder's embeddings, `[n, rep_dim]` float32; Args: as for `score`."""
+    function = _embed_with(fitted.network, dtype)
+    return _evaluate(function, fitted, execution, *_split(fitted.encoder), x)
+
+
 def reconstruction_score(
     fitted: Fitted,
     x: jax.Array,

@@ -11,11 +11,12 @@ one-class support vector machine (Schoelkopf et al., 2001), with all three group
 of semi-supervised anomaly detection (Goernitz et al., JAIR 2013).
 
 Each step moves along the steepest of a few sparse directions, as far as the minimum or
-the first bound. Writing U+ for the unlabelled example that gains most by growing, N- for
-the labelled anomaly that gains most by shrinking and so on, these are the pairs (U+ U-),
-(P+ P-), (N+ N-), (U+ N-), (P+ U-), (P+ N-), their opposites while the labelled mass
-exceeds kappa, and (P+ N+ 2U-), (2U+ P- N-), which keep that mass: all the edges of the
-cone of feasible directions, so that a point where none descends is the optimum.
+the first bound. Writing U+ for the unlabelled example that gains most by growing, N-
+for the labelled anomaly that gains most by shrinking and so on, these are the pairs
+(U+ U-), (P+ P-), (N+ N-), (U+ N-), (P+ U-), (P+ N-), the opposites of the last three
+while the labelled mass exceeds kappa, and (P+ N+ 2U-), (2U+ P- N-), which keep that
+mass: all the edges of the cone of feasible directions, so that a point where none
+descends is the optimum.
 """
 
 from typing import NamedTuple
@@ -169,15 +170,16 @@ def solve(
     )
 
 
-def most_labelled_mass(caps: tuple[float, float, float], total: float) -> float:
-    """The largest `kappa` that can be met; negative if there are no weights at all.
+def most_labelled_mass(
+    unlabeled: float, normal: float, anomalous: float, *, total: float
+) -> float:
+    """The largest `kappa` that can be met; negative if even the sum cannot.
 
     Args:
-        caps: sums of the bounds of the unlabelled, labelled normal and labelled
-            anomalous examples.
+        unlabeled, normal, anomalous: sums of the bounds of the unlabelled, labelled
+            normal and labelled anomalous examples.
         total: sum of the weights.
     """
-    unlabeled, normal, anomalous = caps
     surplus = unlabeled + normal - total
     if surplus < 0:
         return surplus

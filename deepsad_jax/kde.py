@@ -60,7 +60,7 @@ def fit(
     Raises:
         ValueError: for a wrong kernel, bandwidth or examples.
     """
-    _check(kernel, bandwidth)
+    check_options(kernel, bandwidth)
     return Model(kernels.as_rows(x), jnp.asarray(bandwidth, jnp.float64), kernel)
 
 
@@ -113,7 +113,7 @@ def cross_validate(
     Raises:
         ValueError: for wrong options or examples.
     """
-    _check(kernel, bandwidths)
+    check_options(kernel, bandwidths)
     gram = kernels.gram(kernels.Kernel(), x)
     if not 2 <= folds <= gram.size:
         raise ValueError(
@@ -141,9 +141,12 @@ def log_normalisation(kernel: str, dimension: int) -> float:
     }[kernel]
 
 
-def _check(kernel, bandwidths) -> None:
+def check_options(kernel: str, bandwidths: jax.typing.ArrayLike) -> None:
+    """Raises ValueError for a kernel or bandwidths that are none."""
     if kernel not in KERNELS:
-        raise ValueError(f"kernel is {kernel!r}; it must be one of {', '.join(KERNELS)}")
+        raise ValueError(
+            f"kernel is {kernel!r}; it must be one of {', '.join(KERNELS)}"
+        )
     if kernels.is_concrete(bandwidths):
         values = np.ravel(bandwidths)
         wrong = values[~((values > 0) & (values < np.inf))]
@@ -153,7 +156,7 @@ def _check(kernel, bandwidths) -> None:
 
 
 def _log_sum(kernel, squared, bandwidth):
-    """Logarithm of the sum of kernels over the last axis; infinite distances count 0."""
+    """Logarithm of the sum of kernels over the last axis; infinitely far counts 0."""
     log_kernel = _LOG_KERNELS[kernel]
     scale = bandwidth**-2
     # Kernels fall with the distance: the nearest example has the largest.

@@ -138,8 +138,7 @@ class Gram:
         return self.kernel(self.base_rows(index, 1)[0])
 
     def base_rows(self, start: jax.Array, count: int) -> jax.Array:
-        """Rows from `start` on of what the kernel is a function of, `[count, padded]`.
-        """
+        """Rows from `start` on of the kernel's base, `[count, padded]`."""
         whole = self.x if self.base is None else self.base
         rows = lax.dynamic_slice_in_dim(whole, start, count)
         return base(self.kernel.name, rows, self.x) if self.base is None else rows

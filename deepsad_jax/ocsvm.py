@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from deepsad_jax import dual, kernels, one_class
 from deepsad_jax.one_class import Model, compact, score
 
-__all__ = ["Model", "compact", "fit", "score"]
+__all__ = ["Model", "check_options", "compact", "fit", "score"]
 
 
 @kernels.in_float64
@@ -38,8 +38,8 @@ def fit(
         ValueError: for wrong options or examples.
     """
     one_class.check_solver(tolerance, max_iterations)
-    if kernels.is_concrete(nu) and not 0 < nu <= 1:
-        raise ValueError(f"nu is {nu}; it must be in (0, 1]")
+    if kernels.is_concrete(nu):
+        check_options(nu=nu)
     gram = one_class.gram_for(gram, kernel, x)
     solution = dual.solve(
         gram,
@@ -49,3 +49,9 @@ def fit(
         max_iterations=max_iterations,
     )
     return one_class.model_of(gram, solution, tolerance)
+
+
+def check_options(*, nu: float) -> None:
+    """Raises ValueError for what `fit` refuses, whatever the examples are."""
+    if not 0 < nu <= 1:
+        raise ValueError(f"nu is {nu}; it must be in (0, 1]")

@@ -1,10 +1,10 @@
 """What the one-class kernel machines share: the model, its score, the checks."""
 
+import math
 import warnings
 
 import flax.struct
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
@@ -82,24 +82,24 @@ def score(model: Model, x: jax.typing.ArrayLike) -> jax.Array:
 
 @jax.jit
 def _score(model, rows):
-    def one_block(block):
-        return model.kernel(kernels.base(model.kernel.name, block, model.x))
+    def expansion(row):
+        base = kernels.base(model.kernel.name, row[None], model.x)[0]
+        return model.kernel(base) @ model.weights
 
-    expansion = lax.map(
-        lambda row: one_block(row[None])[0] @ model.weights,
-        rows,
-        batch_size=_SCORED_AT_ONCE,
-    )
-    return model.threshold - expansion
+    expansions = lax.map(expansion, rows, batch_size=_SCORED_AT_ONCE)
+    return model.threshold - expansions
 
 
 def compact(model: Model) -> Model:
-    """The same machine with its support vectors alone: smaller, and faster to score.
+    """The same machine without most of what its score does not need.
 
-    Not for `jit`, since the number of support vectors decides the shapes.
+    Keeps the support vectors, filled up to a power of two by other examples, so that
+    machines of about one size share compiled programs. Not for `jit`.
     """
-    support = np.flatnonzero(np.asarray(model.weights))
-    return model.replace(x=model.x[support], weights=model.weights[support])
+    unused = np.asarray(model.weights) == 0
+    size = 2 ** math.ceil(math.log2(max(np.sum(~unused), 1)))
+    kept = np.argsort(unused, kind="stable")[:size]
+    return model.replace(x=model.x[kept], weights=model.weights[kept])
 
 
 def check_solver(tolerance: float, max_iterations: int) -> None:

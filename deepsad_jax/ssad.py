@@ -12,7 +12,7 @@ import numpy as np
 from deepsad_jax import dual, kernels, one_class
 from deepsad_jax.one_class import Model, compact, score
 
-__all__ = ["Model", "compact", "fit", "score"]
+__all__ = ["Model", "check_options", "compact", "fit", "score"]
 
 
 @kernels.in_float64
@@ -57,11 +57,16 @@ def fit(
         raise ValueError(
             f"semi_targets has shape {jnp.shape(semi_targets)}; it must be ({len(x)},)"
         )
-    bounds = {"unlabeled": C_unlabeled, "normal": C_normal, "anomaly": C_anomaly}
-    values = (semi_targets, kappa, *bounds.values())
-    labelled = True
-    if all(map(kernels.is_concrete, values)):
-        labelled = _check(np.asarray(semi_targets), float(kappa), bounds)
+    options = {
+        "kappa": kappa,
+        "C_unlabeled": C_unlabeled,
+        "C_normal": C_normal,
+        "C_anomaly": C_anomaly,
+    }
+    known = kernels.is_concrete(semi_targets)
+    if known and all(map(kernels.is_concrete, options.values())):
+        check_options(semi_targets, **options)
+    labelled = not known or bool(np.any(np.asarray(semi_targets) != 0))
     semi_targets = jnp.asarray(semi_targets)
     gram = one_class.gram_for(gram, kernel, x)
     upper = jnp.select(
@@ -79,30 +84,38 @@ def fit(
     return one_class.model_of(gram, solution, tolerance)
 
 
-def _check(semi_targets, kappa, bounds) -> bool:
-    """Whether any example is labelled; raises ValueError if there is no solution."""
+def check_options(
+    semi_targets: np.ndarray,
+    *,
+    kappa: float,
+    C_unlabeled: float,  # noqa: N803
+    C_normal: float,  # noqa: N803
+    C_anomaly: float,  # noqa: N803
+) -> None:
+    """Raises ValueError for what `fit` refuses, whatever the examples are."""
+    semi_targets = np.asarray(semi_targets)
     strange = np.setdiff1d(semi_targets, (-1, 0, 1))
     if len(strange):
         raise ValueError(f"semi_targets has {strange[0]}; they must be +1, 0 or -1")
+    bounds = {"C_unlabeled": C_unlabeled, "C_normal": C_normal, "C_anomaly": C_anomaly}
     for name, bound in bounds.items():
         if not 0 < bound < np.inf:
-            raise ValueError(f"C_{name} is {bound}; it must be finite and > 0")
+            raise ValueError(f"{name} is {bound}; it must be finite and > 0")
     if not 0 <= kappa < np.inf:
         raise ValueError(f"kappa is {kappa}; it must be finite and >= 0")
-    counts = {"unlabeled": 0, "normal": 1, "anomaly": -1}
-    counts = {name: int(np.sum(semi_targets == y)) for name, y in counts.items()}
-    caps = tuple(float(bounds[name]) * count for name, count in counts.items())
-    most = dual.most_labelled_mass(caps, 1.0)
+    counts = [int(np.sum(semi_targets == kind)) for kind in (0, 1, -1)]
+    caps = [
+        float(bound) * count
+        for bound, count in zip(bounds.values(), counts, strict=True)
+    ]
+    most = dual.most_labelled_mass(*caps, total=1.0)
     if most < 0:
         raise ValueError(
-            f"C_unlabeled is {bounds['unlabeled']} and C_normal is {bounds['normal']}; "
-            f"with {counts['unlabeled']} unlabelled and {counts['normal']} labelled "
-            f"normal examples the dual variables sum to at most {caps[0] + caps[1]:.3g}"
-            ", but must reach 1"
+            f"C_unlabeled is {C_unlabeled} and C_normal is {C_normal}; with "
+            f"{counts[0]} unlabelled and {counts[1]} labelled normal examples the dual "
+            f"variables sum to at most {caps[0] + caps[1]:.3g}, but must reach 1"
         )
-    labelled = counts["normal"] + counts["anomaly"] > 0
-    if labelled and kappa > most:
+    if counts[1] + counts[2] and kappa > most:
         raise ValueError(
             f"kappa is {kappa}; with these C and labels it must be at most {most:.3g}"
         )
-    return labelled

@@ -1,10 +1,12 @@
 """Progress bars on the terminal and metrics of each epoch in a file."""
 
 import json
+import math
 import os
 import sys
 from typing import Any
 
+import numpy as np
 import tqdm
 
 from experiments import workdir
@@ -48,12 +50,13 @@ class OneRun:
         self._next_stage()
 
     def __call__(self, stage: str, done: int, state, history: dict) -> None:
-        """Takes what `deep_sad.fit` passes to `on_epochs`."""
+        """Takes what `deep_sad.fit` passes to `on_epochs`; without history, steps."""
         del state
-        with open(self._path, "a", encoding="utf-8") as file:
-            file.write(metric_lines(stage, history, self._bar.n, done))
-        loss = history["loss"][done - 1]
-        self._bar.set_postfix_str(f"loss {loss:.4g}", refresh=False)
+        if history:
+            with open(self._path, "a", encoding="utf-8") as file:
+                file.write(metric_lines(stage, history, self._bar.n, done))
+            loss = history["loss"][done - 1]
+            self._bar.set_postfix_str(f"loss {loss:.4g}", refresh=False)
         self._bar.update(done - self._bar.n)
         if done == self._bar.total:
             self._next_stage()
@@ -69,7 +72,7 @@ class OneRun:
             stage = next(iter(self._waiting))
             epochs = self._waiting.pop(stage)
             if epochs:  # shown before it has compiled
-                self._bar = bar(epochs, stage, "epoch")
+                self._bar = bar(epochs, stage, "step" if stage == "fit" else "epoch")
 
 
 class ManyRuns:
@@ -80,19 +83,21 @@ class ManyRuns:
     """
 
     def __init__(self, stages: list[dict[str, int]]):
-        self._bar = bar(sum(sum(s.values()) for s in stages), "sweep", "epoch")
+        self._bar = bar(sum(sum(s.values()) for s in stages), "sweep", "step")
         self._last: tuple[str, int] = ("", 0)
 
     def __call__(self, stage: str, done: int, state, history: dict) -> None:
         """Takes what `deep_sad.fit` passes to `on_epochs`, of one or many runs."""
         del state
+        # Many runs in one program have leading axes, which may be filled up.
+        runs = math.prod(np.shape(history["loss"])[:-1]) if history else 1
         last_stage, last_done = self._last
         fresh = done - (last_done if stage == last_stage and done > last_done else 0)
         self._last = (stage, done)
-        self._bar.update(min(fresh * self._runs, self._bar.total - self._bar.n))
+        self._bar.update(fresh * min(runs, self._runs))
 
     def starts(self, runs: int) -> None:
-        """Says how many runs the next calls speak of."""
+        """Says how many runs the next calls speak of, all at once or in turn."""
         self._runs = runs
         self._last = ("", 0)
 

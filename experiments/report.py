@@ -14,6 +14,7 @@ from deepsad_jax import checkpoints, metrics
 from deepsad_jax.data import scenario
 from experiments import methods, workdir
 
+_REFERENCES = {"ae": "autoencoder", "linear": "linear kernel"}
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "scikit-learn")
 
 
@@ -23,6 +24,7 @@ def results(
     outcome: methods.Outcome,
 ) -> dict[str, Any]:
     """The figures of a run, as results.json holds them."""
+    problem, outcome = _tested(problem, outcome)
     labels, semi_targets = problem.labels_test, problem.semi_targets
     figures = {
         "method": config.method,
@@ -45,6 +47,7 @@ def results(
         "n_known_outlier": np.sum(semi_targets == -1),
         "n_test": len(labels),
         "n_test_outlier": np.sum(labels),
+        **outcome.details,
         "versions": {
             "deepsad_jax": deepsad_jax.__version__,
             "python": platform.python_version(),
@@ -78,11 +81,24 @@ def write(
     )
     if outcome.model is not None and not (folder / "model").exists():
         checkpoints.save_model(folder / "model", outcome.model)
-    drawings = pictures(problem, outcome) if draw else {}
+    drawings = pictures(*_tested(problem, outcome)) if draw else {}
     for name, figure in drawings.items():
         with workdir.atomic(folder / f"{name}.png") as file:
             figure.savefig(file, format="png", dpi=120)
     workdir.write_json(folder / workdir.RESULTS, figures)
+
+
+def _tested(problem, outcome):
+    """Both without the test examples that do not count."""
+    if (tested := outcome.tested) is None:
+        return problem, outcome
+    names = ("x_test", "labels_test", "index_test")
+    problem = problem._replace(**{n: getattr(problem, n)[tested] for n in names})
+    reference = {n: s[tested] for n, s in outcome.reference_scores.items()}
+    scores = outcome.scores[tested]
+    return problem, outcome._replace(
+        scores=scores, reference_scores=reference, tested=None
+    )
 
 
 def summary(figures: dict[str, Any], folder: pathlib.Path) -> str:
@@ -101,10 +117,16 @@ def summary(figures: dict[str, Any], folder: pathlib.Path) -> str:
         f"  AUROC         {percent(figures['auroc'])}"
         f"   average precision {percent(figures['average_precision'])}",
     ]
-    if "ae_auroc" in figures:
+    for name, label in _REFERENCES.items():
+        if f"{name}_auroc" in figures:
+            lines.append(
+                f"  {label:13s} {percent(figures[f'{name}_auroc'])}"
+                f"   average precision {percent(figures[f'{name}_average_precision'])}"
+            )
+    if (selection := figures.get("selection")) and selection["parameter"]:
         lines.append(
-            f"  autoencoder   {percent(figures['ae_auroc'])}"
-            f"   average precision {percent(figures['ae_average_precision'])}"
+            f"  {selection['parameter']:13s}  {selection['value']:.4g}, "
+            f"chosen by {selection['by']}"
         )
     times = [f"training {figures['train_seconds']:.1f} s"]
     if "ae_train_seconds" in figures:
@@ -137,14 +159,15 @@ def _figure(rows: int, columns: int, width: float, height: float):
 
 def _histogram(labels, scores):
     drawing, axes = _figure(1, 1, 6, 4)
-    # Scores spread over orders of magnitude: equal bins of their logarithm.
-    logs = np.log10(np.maximum(scores, np.finfo(np.float32).tiny))
-    edges = np.linspace(logs.min(), max(logs.max(), logs.min() + 1e-3), 51)
-    for label, name, color in ((0, "normal", "C0"), (1, "anomalous", "C3")):
+    name = "anomaly score"
+    if scores.min() > 0:  # distances spread over orders of magnitude
+        name, scores = f"log10 of the {name}", np.log10(scores)
+    edges = np.linspace(scores.min(), max(scores.max(), scores.min() + 1e-3), 51)
+    for label, kind, color in ((0, "normal", "C0"), (1, "anomalous", "C3")):
         axes[0, 0].hist(
-            logs[labels == label], edges, alpha=0.6, label=name, color=color
+            scores[labels == label], edges, alpha=0.6, label=kind, color=color
         )
-    axes[0, 0].set(xlabel="log10 of the anomaly score", ylabel="test examples")
+    axes[0, 0].set(xlabel=name, ylabel="test examples")
     axes[0, 0].legend()
     return drawing
 
@@ -154,7 +177,7 @@ def _curves(labels, scores):
 
     drawing, axes = _figure(1, 2, 9, 4)
     for name, values in scores.items():
-        name = {"": "this method", "ae": "autoencoder"}.get(name, name)
+        name = _REFERENCES.get(name, "this method")
         false, true, _ = sklearn.metrics.roc_curve(labels, values)
         area = metrics.auroc(labels, values)
         axes[0, 0].plot(false, true, label=f"{name}, AUROC {area:.1%}")

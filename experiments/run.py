@@ -39,7 +39,8 @@ def run(config: ml_collections.ConfigDict, folder: str) -> dict:
     if jax.process_index() > 0:
         (outcome,) = method.run([problem], [config])
         return report.results(config, problem, outcome)
-    label = f"{pathlib.Path(config.data.name).stem}-{config.method}"
+    hybrid = "-hybrid" if config.hybrid else ""
+    label = f"{pathlib.Path(config.data.name).stem}-{config.method}{hybrid}"
     target = workdir.prepare(folder, label)
     workdir.write_json(target / "config.json", config.to_dict())
     metrics = target / "metrics.jsonl"

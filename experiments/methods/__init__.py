@@ -1,11 +1,14 @@
 """The methods, by the value of `config.method`."""
 
-from experiments.methods import deep_sad
+from experiments.methods import deep_sad, shallow
 from experiments.methods.method import Method, Outcome
 
 __all__ = ["METHODS", "Method", "Outcome", "of"]
 
-METHODS = {"deep_sad": deep_sad.METHOD}
+METHODS = {
+    "deep_sad": deep_sad.METHOD,
+    **dict.fromkeys(("ssad", "ocsvm", "kde", "isoforest"), shallow.METHOD),
+}
 
 
 def of(config) -> Method:

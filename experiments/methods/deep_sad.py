@@ -80,6 +80,10 @@ def run(
 
 def check(problem: scenario.Scenario, config: ml_collections.ConfigDict) -> None:
     """Raises ValueError for what of a config does not fit the data."""
+    if config.hybrid:
+        raise ValueError(
+            "config.hybrid is for the shallow baselines; deep_sad is deep by itself"
+        )
     training.check_inputs("the training set", problem.x_train)
     training.check_inputs("the test set", problem.x_test)
     settings.network(config, problem.x_train)

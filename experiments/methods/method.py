@@ -18,7 +18,9 @@ class Outcome(NamedTuple):
         seconds: times of the stages, "train" among them.
         history: for each stage, metrics per epoch.
         model: what can be saved, if anything.
-        network: the network, by name or description.
+        network: the network, by name or description, if there is one.
+        details: what else results.json should tell.
+        tested: which test examples count in the figures, `[n_test]` bool; None if all.
     """
 
     scores: np.ndarray
@@ -27,6 +29,8 @@ class Outcome(NamedTuple):
     history: dict[str, dict[str, np.ndarray]]
     model: Any
     network: Any
+    details: dict[str, Any] = {}  # noqa: RUF012 (never changed)
+    tested: np.ndarray | None = None
 
 
 class Method(NamedTuple):
