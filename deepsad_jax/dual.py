@@ -262,22 +262,33 @@ def _chooser(box):
         # matrix, then within the best column.
         weights, values = (v.reshape(limits.shape[1:]) for v in (weights, values))
         slopes = descents(signs[:, None, None], limits, weights, values)
-        columns = jnp.argmax(jnp.max(slopes, axis=1), axis=1)
+        columns = _argmax(jnp.max(slopes, axis=1))
 
         def within(sign, limits, column):
             in_column = (v[:, column] for v in (limits, weights, values))
             slopes = descents(sign, *in_column)
-            lane = jnp.argmax(slopes)
+            lane = _argmax(slopes)
             return slopes[lane], lane * limits.shape[1] + column
 
         slopes, indices = jax.vmap(within)(signs, limits, columns)
         size = jnp.abs(steps)
         total = jnp.sum(jnp.where(size > 0, size * slopes[slots], 0.0), axis=1)
         total = jnp.where((gains >= 0) | (slack > 0), total, -jnp.inf)
-        k = jnp.argmax(total / lengths)
+        k = _argmax(total / lengths)
         return _Choice(total[k], indices[slots[k]], steps[k], gains[k], lengths[k])
 
     return choose
+
+
+def _argmax(x):
+    """First index of the largest along the last axis.
+
+    The lowering of `jnp.argmax` knows no float64 in a program that is compiled outside
+    `kernels.in_float64`.
+    """
+    largest = jnp.max(x, axis=-1, keepdims=True)
+    places = jnp.arange(x.shape[-1], dtype=jnp.int32)
+    return jnp.min(jnp.where(x == largest, places, x.shape[-1] - 1), axis=-1)
 
 
 def _start(gram, box, total, kappa):
@@ -297,7 +308,7 @@ def _start(gram, box, total, kappa):
         normal = jnp.maximum(normal, 0.0)
         masses = jnp.stack([total - normal + anomalous, normal, anomalous])
         slack = jnp.maximum(normal + anomalous - kappa, 0.0)
-    shares = jnp.where(caps > 0, masses / caps, 0.0)
+    shares = jnp.where(caps > 0, jnp.clip(masses / caps, 0.0, 1.0), 0.0)
     even = (signs * shares) @ sizes
     even_values = gram.times(even)
 

@@ -16,7 +16,7 @@ import numpy as np
 from jax import lax
 
 KERNELS = ("rbf", "linear", "poly")
-# Beyond this many examples, the base is kept in float32, and not at all.
+# Beyond so many examples, kernel values are float32, and the base is not kept.
 MOST_DOUBLE, MOST_STORED = 4096, 20_000
 _BLOCK = 256
 
@@ -64,8 +64,13 @@ def check_kernel(kernel: Kernel) -> None:
 def in_float64(function: Callable) -> Callable:
     """`function` with 64-bit types, which JAX has switched off by default."""
 
+    def as_typed(leaf):
+        # What vmap carries may be a NumPy array, wider than the type it is given.
+        return leaf if is_concrete(leaf) else jnp.array(leaf)
+
     @functools.wraps(function)
     def with_float64(*args, **kwargs):
+        args, kwargs = jax.tree.map(as_typed, (args, kwargs))
         with jax.enable_x64(True):
             return function(*args, **kwargs)
 
@@ -130,8 +135,8 @@ class Gram:
 
     @property
     def dtype(self) -> jnp.dtype:
-        """Type of the kernel values."""
-        return self.x.dtype if self.base is None else self.base.dtype
+        """Type of the kernel values: float64 up to `MOST_DOUBLE` examples."""
+        return _dtype(self.size)
 
     def row(self, index: jax.Array) -> jax.Array:
         """A row of the kernel matrix, `[padded]`."""
@@ -141,7 +146,9 @@ class Gram:
         """Rows from `start` on of the kernel's base, `[count, padded]`."""
         whole = self.x if self.base is None else self.base
         rows = lax.dynamic_slice_in_dim(whole, start, count)
-        return base(self.kernel.name, rows, self.x) if self.base is None else rows
+        if self.base is None:
+            rows = base(self.kernel.name, rows, self.x).astype(self.dtype)
+        return rows
 
     def map_blocks(self, function: Callable) -> Any:
         """`function(indices, base_rows)` of whole blocks of rows, one after the other.
@@ -150,17 +157,17 @@ class Gram:
             What the function returns for each row, `[padded, ...]`.
         """
         block = _block(len(self.x))
-        starts = jnp.arange(0, len(self.x), block)
+        starts, own = np.arange(0, len(self.x), block), np.arange(block)
         parts = lax.map(
-            lambda s: function(s + jnp.arange(block), self.base_rows(s, block)), starts
+            lambda start: function(start + own, self.base_rows(start, block)), starts
         )
         return jax.tree.map(lambda part: part.reshape(-1, *part.shape[2:]), parts)
 
     def between(self, indices: jax.Array) -> jax.Array:
         """The kernel matrix of a few examples with each other, `[k, k]`."""
         if self.base is None:
-            few = self.x[indices]
-            return self.kernel(base(self.kernel.name, few, few))
+            few = base(self.kernel.name, self.x[indices], self.x[indices])
+            return self.kernel(few.astype(self.dtype))
         return self.kernel(self.base[indices[:, None], indices])
 
     def times(self, weights: jax.Array) -> jax.Array:
@@ -189,8 +196,7 @@ def gram(kernel: Kernel, x: jax.typing.ArrayLike, stored: bool | None = None) ->
     size = len(rows)
     rows = jnp.pad(rows, ((0, -size % _block(size)), (0, 0)))
     stored = size <= MOST_STORED if stored is None else stored
-    dtype = jnp.float64 if size <= MOST_DOUBLE else jnp.float32
-    own_base = _own_base(kernel.name, dtype, rows) if stored else None
+    own_base = _own_base(kernel.name, _dtype(size), rows) if stored else None
     return Gram(rows, own_base, kernel, size)
 
 
@@ -200,6 +206,7 @@ def _own_base(name: str, dtype: Any, x: jax.Array) -> jax.Array:
     block = _block(len(x))
     blocks = len(x) // block
     rows, columns = np.triu_indices(blocks)
+    own = np.arange(block)
 
     def one_tile(i, matrix):
         top, left = jnp.asarray(rows)[i] * block, jnp.asarray(columns)[i] * block
@@ -209,13 +216,17 @@ def _own_base(name: str, dtype: Any, x: jax.Array) -> jax.Array:
             lax.dynamic_slice_in_dim(x, left, block),
         ).astype(dtype)
         if name == "rbf":  # an example is at distance 0 from itself, whatever rounding
-            same = (top + jnp.arange(block))[:, None] == left + jnp.arange(block)
+            same = (top + own)[:, None] == left + own
             tile = jnp.where(same, 0.0, tile)
         matrix = lax.dynamic_update_slice(matrix, tile, (top, left))
         return lax.dynamic_update_slice(matrix, tile.T, (left, top))
 
     start = jnp.zeros((len(x), len(x)), dtype)
     return lax.fori_loop(0, len(rows), one_tile, start)
+
+
+def _dtype(size: int) -> jnp.dtype:
+    return jnp.dtype(jnp.float64 if size <= MOST_DOUBLE else jnp.float32)
 
 
 def _block(size: int) -> int:

@@ -69,9 +69,8 @@ def fit(
     labelled = not known or bool(np.any(np.asarray(semi_targets) != 0))
     semi_targets = jnp.asarray(semi_targets)
     gram = one_class.gram_for(gram, kernel, x)
-    upper = jnp.select(
-        [semi_targets > 0, semi_targets < 0], [C_normal, C_anomaly], C_unlabeled
-    )
+    upper = jnp.where(semi_targets < 0, C_anomaly, C_normal)
+    upper = jnp.where(semi_targets == 0, C_unlabeled, upper)
     solution = dual.solve(
         gram,
         upper,
