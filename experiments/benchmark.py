@@ -6,13 +6,16 @@
         --batch_sizes=128,1024 --runs=1,10 --devices=1,2 --dtypes=float32,bfloat16
     python -m experiments.benchmark --measure=pipeline,growth --networks=cardio_mlp
     python -m experiments.benchmark --measure=tables --data_dir=DATA --torch
+    python -m experiments.benchmark --measure=kernels --data_dir=DATA --opponents
 
 steps: one epoch of each stage: samples/s, step time, FLOP/s achieved and their share of
 what a large matrix product reaches here, compilation time, memory. pipeline: whole
 experiments after compilation. growth: twice the samples, runs or epochs. tables: the
-six ODDS tables by 10 seeds, start-up and compilation included. `--torch` needs the
-extra `torch`. Opponents are timed in turn with ours, with as many threads. Prints
-tables and writes JSON with `--json`.
+six ODDS tables by 10 seeds, start-up and compilation included. kernels: whole grids of
+the kernel baselines on MNIST's zeros with one in a hundred labelled, after compilation,
+against cvxopt, libsvm and scikit-learn's grid search. `--torch` and `--opponents` need
+the extras `torch` and `cvxopt`. Opponents are timed in turn with ours, with as many
+threads. Prints tables and writes JSON with `--json`.
 """
 
 import logging
@@ -42,6 +45,17 @@ DEVICES = flags.DEFINE_list("devices", ["1"], "Numbers of devices.")
 BATCHES = flags.DEFINE_integer("batches", 13, "Batches in an epoch.", 1)
 REPEATS = flags.DEFINE_integer("repeats", 5, "How often each thing is timed.", 1)
 TORCH = flags.DEFINE_bool("torch", False, "Whether to time a PyTorch loop in turn.")
+OPPONENTS = flags.DEFINE_bool(
+    "opponents", False, "Whether to time the opponents of the kernel baselines."
+)
+SIZES = flags.DEFINE_list(
+    "sizes", ["1000", "2000", "6000"], "Training examples of the kernel baselines."
+)
+MOST_CVXOPT = flags.DEFINE_integer(
+    "most_cvxopt",
+    2000,
+    "Beyond, cvxopt's time is extrapolated by the cube of the size.",
+)
 SEEDS = flags.DEFINE_integer("table_seeds", 10, "Seeds of each table.", 1)
 DATA_DIR = flags.DEFINE_string("data_dir", "", "Folder with the real data.")
 JSON = flags.DEFINE_string("json", "", "File to write the rows to.")
@@ -311,6 +325,83 @@ def _torch_table(table, data_dir, seeds) -> None:
         run.score(problem.x_test)
 
 
+def kernel_grids(data_dir: str, size: int, *, against_others: bool) -> list[dict]:
+    """Whole grids of SSAD, one-class SVM and density estimates on one set of images."""
+    from deepsad_jax import kde, kernels, ocsvm, ssad
+    from experiments.methods import shallow
+
+    x, semi_targets = _zeros(data_dir, size)
+    size = len(x)
+    kernel = kernels.Kernel
+
+    def ours_ssad():
+        gram = kernels.gram(kernel(), x)
+        models = [
+            ssad.fit(x, semi_targets, kernel=kernel(gamma), gram=gram)
+            for gamma in shallow.GAMMAS
+        ]
+        return [np.asarray(model.objective) for model in models]
+
+    def ours_ocsvm():
+        gram = kernels.gram(kernel(), x)
+        models = [ocsvm.fit(x, kernel=kernel(g), gram=gram) for g in shallow.GAMMAS]
+        return [np.asarray(model.threshold) for model in models]
+
+    def ours_kde():
+        return np.asarray(kde.cross_validate(x, shallow.BANDWIDTHS))
+
+    rows = []
+    for name, function in {
+        "ssad": ours_ssad,
+        "ocsvm": ours_ocsvm,
+        "kde": ours_kde,
+    }.items():
+        found = function()
+        seconds = in_turn({"": function}, 3)[""]
+        row = {"method": name, "examples": size, "seconds": seconds}
+        if against_others:
+            row |= _opponent(name, x, semi_targets, found)
+            row["ratio"] = row["opponent_seconds"] / seconds
+        rows.append(row)
+    return rows
+
+
+def _opponent(name, x, semi_targets, found) -> dict:
+    """An opponent's time, and by how much its values are off ours, relatively."""
+    from experiments import kernel_opponents
+    from experiments.methods import shallow
+
+    scale = 1.0
+    start = time.perf_counter()
+    if name == "ssad":
+        few = np.arange(len(x))
+        if len(x) > MOST_CVXOPT.value:
+            few = np.random.default_rng(0).permutation(len(x))[: MOST_CVXOPT.value]
+            scale = (len(x) / len(few)) ** 3
+        values = kernel_opponents.ssad(x[few], semi_targets[few], shallow.GAMMAS)
+    elif name == "ocsvm":
+        values = kernel_opponents.ocsvm(x, shallow.GAMMAS)
+    else:
+        values = kernel_opponents.kde(x, shallow.BANDWIDTHS)
+    seconds = (time.perf_counter() - start) * scale
+    row = {"opponent_seconds": seconds, "extrapolated": scale > 1}
+    if scale == 1:
+        row["difference"] = float(np.max(np.abs(np.divide(values, found) - 1)))
+    return row
+
+
+def _zeros(data_dir, size) -> tuple[np.ndarray, np.ndarray]:
+    """MNIST's zeros, up to a size, one in a hundred a labelled one; rows in [0, 1]."""
+    from deepsad_jax.data import scenario, sources
+
+    source = sources.load("mnist", data_dir)
+    protocol = scenario.Protocol(ratio_known_outlier=0.01)
+    problem = scenario.make(source, protocol, 0)
+    x = problem.x_train[problem.indices].reshape(len(problem.indices), -1) / 255.0
+    chosen = np.random.default_rng(0).permutation(len(x))[:size]
+    return x[chosen].astype(np.float32), problem.semi_targets[chosen]
+
+
 def table_of(rows: list[dict]) -> str:
     """Rows as aligned lines."""
 
@@ -359,6 +450,11 @@ def main(argv):
                 rows += growth(name)
         elif what == "tables":
             rows = tables(DATA_DIR.value, SEEDS.value, against_torch=TORCH.value)
+        elif what == "kernels":
+            for size in map(int, SIZES.value):
+                rows += kernel_grids(
+                    DATA_DIR.value, size, against_others=OPPONENTS.value
+                )
         else:
             raise app.UsageError(f"--measure={what} is not known; see --help")
         print(f"{what}\n{table_of(rows)}\n", flush=True)

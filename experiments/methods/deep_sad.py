@@ -1,5 +1,6 @@
 """Deep SAD, and the autoencoder that it starts from."""
 
+import json
 import os
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
@@ -155,6 +156,42 @@ def load_model(path: str | os.PathLike, x: np.ndarray) -> deep_sad.Fitted:
             f"{x.shape[1:]}"
         )
     return fitted
+
+
+def check_autoencoder(
+    problem: scenario.Scenario, config: ml_collections.ConfigDict
+) -> None:
+    """Raises ValueError unless the model to load has an autoencoder of these data."""
+    loaded = load_model(config.load_model, problem.x_train)
+    if loaded.autoencoder is None:
+        raise ValueError(
+            f"config.load_model {config.load_model} has no autoencoder; it was trained "
+            "without pretraining"
+        )
+    expected = settings.network(config, problem.x_train)
+    if config.network and loaded.network != expected:
+        raise ValueError(
+            f"config.load_model {config.load_model} is a {loaded.network}, but "
+            f"config.network is {config.network}"
+        )
+    folder = pathlib.Path(config.load_model).absolute().parent
+    if not (folder / "config.json").is_file():
+        return
+    before = json.loads((folder / "config.json").read_text())["data"]
+    for name in ("name", "normal_class"):
+        if before[name] != config.data[name]:
+            raise ValueError(
+                f"config.load_model {config.load_model} was trained with data.{name} "
+                f"{before[name]}, but config.data.{name} is {config.data[name]}"
+            )
+    if (folder / "scores.npz").is_file():
+        with np.load(folder / "scores.npz") as scores:
+            if not np.array_equal(scores["index"], problem.index_test):
+                raise ValueError(
+                    f"config.load_model {config.load_model} was trained on another "
+                    "split, so that its training set overlaps this test set; use the "
+                    "seed of that run"
+                )
 
 
 METHOD = Method(run, check, stages)

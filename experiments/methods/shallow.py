@@ -6,8 +6,6 @@ without its labels, known anomalies included, as in the paper.
 """
 
 import functools
-import json
-import pathlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -20,7 +18,6 @@ import sklearn.model_selection
 
 from deepsad_jax import deep_sad, kde, kernels, metrics, networks, ocsvm, ssad, training
 from deepsad_jax.data import scenario
-from experiments import settings
 from experiments.methods import deep_sad as deep_sad_method
 from experiments.methods.method import Method, Outcome
 
@@ -42,6 +39,8 @@ class _Detector(NamedTuple):
         parameter: its name.
         candidates: values to choose from.
         default: the value for `selection=none`, from the config and the examples.
+        check: takes the config and semi_targets; raises ValueError for options of the
+            method that are wrong.
         prepare: takes the config, examples `[n, D]` and semi_targets; returns a
             function from a value to a score. What all values share is done once.
     """
@@ -50,12 +49,30 @@ class _Detector(NamedTuple):
     parameter: str
     candidates: np.ndarray
     default: Callable[[Config, np.ndarray], float]
+    check: Callable[[Config, np.ndarray], None]
     prepare: Callable[[Config, np.ndarray, np.ndarray], Callable[[float], Score]]
 
 
 def _kernel(config: Config, gamma: float) -> kernels.Kernel:
     options = config.kernel
     return kernels.Kernel(gamma, options.coef0, options.name, options.degree)
+
+
+def _check_kernel(config: Config) -> None:
+    kernels.check_kernel(_kernel(config, 1.0))
+    _check_least(config, "kernel.gamma", 0)
+
+
+def _check_least(config: Config, name: str, least: int) -> None:
+    section, field = name.split(".")
+    value = config[section][field]
+    if not least <= value < np.inf:
+        raise ValueError(f"config.{name} is {value}; it must be at least {least}")
+
+
+def _check_ssad(config, semi_targets):
+    _check_kernel(config)
+    ssad.check_options(semi_targets, **config.ssad)
 
 
 def _prepare_ssad(config, x, semi_targets):
@@ -70,6 +87,12 @@ def _prepare_ssad(config, x, semi_targets):
     return fit
 
 
+def _check_ocsvm(config, semi_targets):
+    del semi_targets
+    _check_kernel(config)
+    ocsvm.check_options(**config.ocsvm)
+
+
 def _prepare_ocsvm(config, x, semi_targets):
     del semi_targets
     gram = kernels.gram(_kernel(config, 1.0), x)
@@ -81,6 +104,12 @@ def _prepare_ocsvm(config, x, semi_targets):
     return fit
 
 
+def _check_kde(config, semi_targets):
+    del semi_targets
+    kde.check_options(config.kde.kernel, 1.0)
+    _check_least(config, "kde.bandwidth", 0)
+
+
 def _prepare_kde(config, x, semi_targets):
     del semi_targets
 
@@ -89,6 +118,12 @@ def _prepare_kde(config, x, semi_targets):
         return functools.partial(kde.score, model)
 
     return fit
+
+
+def _check_forest(config, semi_targets):
+    del semi_targets
+    _check_least(config, "isoforest.n_trees", 1)
+    _check_least(config, "isoforest.n_samples", 2)
 
 
 def _prepare_forest(config, x, semi_targets):
@@ -124,18 +159,20 @@ def _default_bandwidth(config: Config, x: np.ndarray) -> float:
 
 
 _BY_LABELS = ("test_auc", "train_labels", "none")
+_OF_GAMMA = (_BY_LABELS, "gamma", GAMMAS, _default_gamma)
 _DETECTORS = {
-    "ssad": _Detector(_BY_LABELS, "gamma", GAMMAS, _default_gamma, _prepare_ssad),
-    "ocsvm": _Detector(_BY_LABELS, "gamma", GAMMAS, _default_gamma, _prepare_ocsvm),
+    "ssad": _Detector(*_OF_GAMMA, _check_ssad, _prepare_ssad),
+    "ocsvm": _Detector(*_OF_GAMMA, _check_ocsvm, _prepare_ocsvm),
     "kde": _Detector(
         ("likelihood", *_BY_LABELS),
         "bandwidth",
         BANDWIDTHS,
         _default_bandwidth,
+        _check_kde,
         _prepare_kde,
     ),
     "isoforest": _Detector(
-        ("none",), "", np.array([]), lambda config, x: 0.0, _prepare_forest
+        ("none",), "", np.array([]), lambda *_: 0.0, _check_forest, _prepare_forest
     ),
 }
 
@@ -203,7 +240,7 @@ def check(problem: scenario.Scenario, config: Config) -> None:
             "config.selection test_auc needs at least 2 test examples of each kind; "
             "choose none"
         )
-    _check_hyper_parameters(problem, config)
+    detector.check(config, problem.semi_targets)
     if not config.hybrid:
         if config.load_model:
             raise ValueError(
@@ -218,57 +255,8 @@ def check(problem: scenario.Scenario, config: Config) -> None:
                 "config.pretrain.enabled on, or name a model by config.load_model"
             )
     else:
-        _check_origin(problem, config)
+        deep_sad_method.check_autoencoder(problem, config)
     deep_sad_method.check(problem, _of_autoencoder(config))
-
-
-def _check_hyper_parameters(problem, config) -> None:
-    for name, value, least in (
-        ("isoforest.n_trees", config.isoforest.n_trees, 1),
-        ("isoforest.n_samples", config.isoforest.n_samples, 2),
-        ("kernel.gamma", config.kernel.gamma, 0),
-        ("kde.bandwidth", config.kde.bandwidth, 0),
-    ):
-        if not least <= value < np.inf:
-            raise ValueError(f"config.{name} is {value}; it must be at least {least}")
-    kernels.check_kernel(_kernel(config, 1.0))
-    kde.check_options(config.kde.kernel, 1.0)
-    ocsvm.check_options(**config.ocsvm)
-    ssad.check_options(problem.semi_targets, **config.ssad)
-
-
-def _check_origin(problem, config) -> None:
-    """Refuses an autoencoder that an earlier run trained on other data."""
-    loaded = deep_sad_method.load_model(config.load_model, problem.x_train)
-    if loaded.autoencoder is None:
-        raise ValueError(
-            f"config.load_model {config.load_model} has no autoencoder; it was trained "
-            "without pretraining"
-        )
-    expected = settings.network(config, problem.x_train)
-    if config.network and loaded.network != expected:
-        raise ValueError(
-            f"config.load_model {config.load_model} is a {loaded.network}, but "
-            f"config.network is {config.network}"
-        )
-    folder = pathlib.Path(config.load_model).absolute().parent
-    if not (folder / "config.json").is_file():
-        return
-    before = json.loads((folder / "config.json").read_text())["data"]
-    for name in ("name", "normal_class"):
-        if before[name] != config.data[name]:
-            raise ValueError(
-                f"config.load_model {config.load_model} was trained with data.{name} "
-                f"{before[name]}, but config.data.{name} is {config.data[name]}"
-            )
-    if (folder / "scores.npz").is_file():
-        with np.load(folder / "scores.npz") as scores:
-            if not np.array_equal(scores["index"], problem.index_test):
-                raise ValueError(
-                    f"config.load_model {config.load_model} was trained on another "
-                    "split, so that its training set overlaps this test set; use the "
-                    "seed of that run"
-                )
 
 
 def stages(config: Config) -> dict[str, int]:
