@@ -129,6 +129,8 @@ def _fail(error: Exception) -> None:
         message = re.split(r"\n\w*Error: ", message)[-1]
     if match := re.search(r'Did you mean "(\w+)" instead of "(\w+)"', message):
         message = f'the config has no field "{match[2]}"; did you mean "{match[1]}"?'
+    elif "no attribute 'get_config'" in message:
+        message = "the config file must define get_config()"
     elif isinstance(error, (AttributeError, KeyError)):
         message = f"the config has no field {message}; configs/default.py has them all"
     elif "Failed loading config file" in message:

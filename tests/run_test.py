@@ -164,6 +164,7 @@ def test_one_class_in_the_test_set_leaves_the_figures_undefined(tmp_path):
         (["--config.train.epochs=1.5"], "invalid literal for int"),
         (["--config.train.milestones=x"], "config.train: milestones is"),
         (["--config=configs/nope.py"], "configs/nope.py"),
+        (["--config=configs/__init__.py"], "config file must define get_config()"),
         (["--config=configs/odds.py:iris"], "has no table 'iris'; it has arrhythmia"),
         (["--config=configs/saved.py:nope.json"], "no file 'nope.json'"),
         (["--confg=configs/mnist.py"], "Did you mean: config"),

@@ -166,6 +166,22 @@ def test_damaged_tables_are_refused(tmp_path, suffix):
         sources.load(str(path))
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "it has less than two lines"),
+        ("a,label\n", "it has less than two lines"),
+        ("a,label\n1,0\n,1\n", "every cell must be a number"),
+        ("a,label\n1,0\nred,1\n", "every cell must be a number"),
+    ],
+)
+def test_incomplete_csv_files_are_refused(tmp_path, content, message):
+    path = tmp_path / "mine.csv"
+    path.write_text(content)
+    with pytest.raises(ValueError, match=message):
+        sources.load(str(path))
+
+
 def test_unknown_names_and_missing_files(tmp_path):
     with pytest.raises(ValueError, match="no data set 'emnist'; known are digits"):
         sources.load("emnist")

@@ -9,6 +9,7 @@ all of them, so nothing is downloaded where the data are at hand.
 
 import os
 import pathlib
+import zipfile
 from typing import NamedTuple
 
 import numpy as np
@@ -142,9 +143,13 @@ def read_file(path: str | os.PathLike) -> Source:
     try:
         arrays = readers[path.suffix](path)
     except Exception as error:  # the readers raise many kinds for damaged files
+        advice = (
+            "every cell must be a number, the label included"
+            if path.suffix == ".csv"
+            else "it may be incomplete or not what its name says: get it again"
+        )
         raise ValueError(
-            f"{path} cannot be read as {path.suffix} ({error}); it may be incomplete "
-            "or not what its name says: delete it and get it again"
+            f"{path} cannot be read as {path.suffix} ({error}); {advice}"
         ) from error
     return _source(path, {name.lower(): array for name, array in arrays.items()})
 
@@ -215,6 +220,8 @@ def _labels(path, name, arrays, expected: int) -> np.ndarray:
 
 
 def _read_npz(path: pathlib.Path) -> dict[str, np.ndarray]:
+    if not zipfile.is_zipfile(path):
+        raise ValueError("it is no archive of arrays")
     # Never unpickle: an object array could run code.
     with np.load(path, allow_pickle=False) as content:
         return {name: content[name] for name in content.files}
@@ -230,6 +237,8 @@ def _read_mat(path: pathlib.Path) -> dict[str, np.ndarray]:
 def _read_csv(path: pathlib.Path) -> dict[str, np.ndarray]:
     with path.open(encoding="utf-8-sig") as file:
         names = [name.strip() for name in file.readline().split(",")]
+        if not file.readline():
+            raise ValueError("it has less than two lines")
     has_names = not all(_is_number(name) for name in names)
     table = np.loadtxt(
         path, delimiter=",", skiprows=int(has_names), ndmin=2, encoding="utf-8-sig"
