@@ -254,6 +254,19 @@ def is_convolutional(network: str | Architecture) -> bool:
     return isinstance(resolve(network), LeNetArchitecture)
 
 
+def largest_activation(network: str | Architecture) -> int:
+    """How many numbers the largest hidden layer of an encoder has, per example.
+
+    Raises:
+        ValueError: if no network has that name.
+    """
+    spec = resolve(network)
+    if isinstance(spec, MLPArchitecture):
+        return max((*spec.hidden, spec.rep_dim))
+    height, width, _ = spec.input_shape
+    return height * width * spec.features[0]
+
+
 def build_autoencoder(
     name: str | Architecture, *, axis_name: str | None = None, dtype: Any = jnp.float32
 ) -> Autoencoder:

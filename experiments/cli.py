@@ -85,23 +85,32 @@ def keep_freed_memory(networks: Iterable[str]) -> None:
 
     XLA frees and allocates its large buffers at every step; with glibc's defaults, page
     faults then take a fifth of the time of a convolutional network's step on a CPU. The
-    arenas of other threads are too small for the buffers of such a network, so that it
-    gets one arena; perceptrons on several threads would queue for it. Only what comes
-    before JAX's first computation counts.
+    arenas of other threads are too small for the buffers of a large network, so that it
+    gets one arena; a small one on several threads would queue for it. Where the one
+    ends and the other begins was measured. Only what comes before JAX's first
+    computation counts.
 
     Args:
         networks: names of the networks that this process will train.
     """
-    from deepsad_jax.networks import is_convolutional
+    from deepsad_jax.networks import largest_activation
 
+    large = 2**14 if cores() > 1 else 2**13
     try:
         library = ctypes.CDLL(None)
         library.mallopt(_M_MMAP_MAX, 0)
         library.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
-        if any(map(is_convolutional, networks)):
+        if any(largest_activation(network) >= large for network in networks):
             library.mallopt(_M_ARENA_MAX, 1)
     except (AttributeError, OSError, TypeError):
         return  # another C library
+
+
+def cores() -> int:
+    """Processor cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def prepare_jax(config: ml_collections.ConfigDict) -> None:
@@ -109,6 +118,10 @@ def prepare_jax(config: ml_collections.ConfigDict) -> None:
     import jax
 
     keep_freed_memory([config.network] if config.network else [])
+    # A CPU is one device unless told otherwise; its cores can share batches, too.
+    told = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
+    if not told and config.devices > max(1, jax.config.jax_num_cpu_devices):
+        jax.config.update("jax_num_cpu_devices", min(config.devices, cores()))
     if COORDINATOR.value:
         jax.distributed.initialize(COORDINATOR.value, PROCESSES.value, PROCESS.value)
     # Most programs are small; JAX by itself keeps only those that took a second.

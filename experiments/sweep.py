@@ -14,7 +14,6 @@ deviations over the seeds is printed and written to summary.json.
 import contextlib
 import itertools
 import json
-import os
 import pathlib
 
 import jax
@@ -231,5 +230,5 @@ def main(config: Config) -> None:
 
 if __name__ == "__main__":
     # Each core is a device of its own, so that runs can share them.
-    jax.config.update("jax_num_cpu_devices", os.cpu_count())
+    jax.config.update("jax_num_cpu_devices", cli.cores())
     cli.start(main)

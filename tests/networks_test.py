@@ -133,6 +133,13 @@ def test_mlp_for_table_gives_the_papers_sizes(columns, hidden, rep_dim):
     assert spec == networks.MLPArchitecture((columns,), hidden, rep_dim)
 
 
+@pytest.mark.parametrize(
+    ("network", "numbers"), [("fmnist_LeNet", 28 * 28 * 16), ("arrhythmia_mlp", 128)]
+)
+def test_largest_activation(network, numbers):
+    assert networks.largest_activation(network) == numbers
+
+
 def test_default_network_fits_the_examples():
     assert networks.default_network((28, 28, 1)) == "mnist_LeNet"
     assert networks.default_network((32, 32, 3)) == "cifar10_LeNet"

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import sklearn.metrics
 
-from experiments import run, settings, workdir
+from experiments import cli, run, settings, workdir
 
 ROOT = pathlib.Path(__file__).parents[1]
 CONFIGS = {
@@ -126,6 +126,17 @@ def test_a_saved_config_repeats_the_run_bit_for_bit(finished, tmp_path):
         np.load(tmp_path / "again" / "scores.npz") as second,
     ):
         np.testing.assert_array_equal(first["score"], second["score"])
+
+
+@pytest.mark.skipif(cli.cores() < 2, reason="needs two processor cores")
+def test_the_cores_of_a_cpu_share_batches(finished, tmp_path):
+    folder, _ = finished
+    arguments = (f"--workdir={tmp_path / 'two'}", "--config.devices=2")
+    done = command(*arguments, "--config.seed=3", *QUICK)
+    assert done.returncode == 0, done.stderr
+    assert read(tmp_path / "two/results.json")["device"].startswith("2 x")
+    one, two = (np.load(path / "scores.npz") for path in (folder, tmp_path / "two"))
+    np.testing.assert_allclose(two["score"], one["score"], rtol=1e-3)
 
 
 def test_a_saved_model_is_evaluated_without_training(finished, tmp_path):
