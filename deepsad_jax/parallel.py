@@ -13,6 +13,7 @@ results.
 
 import dataclasses
 import functools
+import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -93,8 +94,26 @@ def _compile(execution, function, in_axes, donate):
             function, in_axes=in_axes, donate_argnums=donate, devices=devices
         )
     if execution.devices == 1:
-        return jax.jit(function, donate_argnums=donate)
+        options = _threaded_convolutions() if execution.per_step else None
+        return jax.jit(function, donate_argnums=donate, compiler_options=options)
     return _data_parallel(execution, function, donate)
+
+
+@functools.cache
+def _threaded_convolutions() -> dict[str, str] | None:
+    """XLA's options for convolutions that use all cores of a CPU.
+
+    Its library of microkernels has the faster convolutions on one core, but runs them
+    on one; its older ones share the work.
+    """
+    options = {"xla_cpu_experimental_ynn_fusion_type": ""}
+    if jax.default_backend() != "cpu" or cores() == 1:
+        return None
+    try:
+        jax.jit(lambda: 0, compiler_options=options).lower().compile()
+    except jax.errors.JaxRuntimeError:
+        return None  # a version of XLA that has no such option
+    return options
 
 
 def _data_parallel(execution, function, donate):
@@ -133,6 +152,13 @@ def unstack(tree: Any, count: int) -> list[Any]:
     tree = jax.device_get(tree)
     merged = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), tree)
     return [jax.tree.map(lambda leaf, i=i: leaf[i], merged) for i in range(count)]
+
+
+def cores() -> int:
+    """Processor cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def for_one_run(is_convolutional: bool, devices: int = 1) -> Execution:

@@ -202,7 +202,7 @@ def _torch_run(network, data):
 
     from experiments import torch_loop
 
-    torch.set_num_threads(cli.cores())
+    torch.set_num_threads(parallel.cores())
     return torch_loop.TorchRun(
         network, np.asarray(data.x), np.asarray(data.semi_targets)
     )
@@ -467,5 +467,5 @@ def main(argv):
 if __name__ == "__main__":
     logging.getLogger("jax").setLevel(logging.WARNING)
     # As many devices as are asked for, where they can be made.
-    jax.config.update("jax_num_cpu_devices", cli.cores())
+    jax.config.update("jax_num_cpu_devices", parallel.cores())
     app.run(main)

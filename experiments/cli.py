@@ -93,35 +93,31 @@ def keep_freed_memory(networks: Iterable[str]) -> None:
     Args:
         networks: names of the networks that this process will train.
     """
-    from deepsad_jax.networks import largest_activation
+    from deepsad_jax import networks as registered
+    from deepsad_jax import parallel
 
-    large = 2**14 if cores() > 1 else 2**13
+    large = 2**14 if parallel.cores() > 1 else 2**13
     try:
         library = ctypes.CDLL(None)
         library.mallopt(_M_MMAP_MAX, 0)
         library.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
-        if any(largest_activation(network) >= large for network in networks):
+        if any(registered.largest_activation(name) >= large for name in networks):
             library.mallopt(_M_ARENA_MAX, 1)
     except (AttributeError, OSError, TypeError):
         return  # another C library
-
-
-def cores() -> int:
-    """Processor cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def prepare_jax(config: ml_collections.ConfigDict) -> None:
     """Joins the other processes, if any, and keeps compiled programs between runs."""
     import jax
 
+    from deepsad_jax import parallel
+
     keep_freed_memory([config.network] if config.network else [])
     # A CPU is one device unless told otherwise; its cores can share batches, too.
     told = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
     if not told and config.devices > max(1, jax.config.jax_num_cpu_devices):
-        jax.config.update("jax_num_cpu_devices", min(config.devices, cores()))
+        jax.config.update("jax_num_cpu_devices", min(config.devices, parallel.cores()))
     if COORDINATOR.value:
         jax.distributed.initialize(COORDINATOR.value, PROCESSES.value, PROCESS.value)
     # Most programs are small; JAX by itself keeps only those that took a second.

@@ -21,6 +21,7 @@ import ml_collections
 import numpy as np
 from absl import flags
 
+from deepsad_jax import parallel
 from deepsad_jax.data import scenario, sources
 from experiments import cli, methods, progress, report, settings, workdir
 
@@ -230,5 +231,5 @@ def main(config: Config) -> None:
 
 if __name__ == "__main__":
     # Each core is a device of its own, so that runs can share them.
-    jax.config.update("jax_num_cpu_devices", cli.cores())
+    jax.config.update("jax_num_cpu_devices", parallel.cores())
     cli.start(main)

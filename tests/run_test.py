@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import sklearn.metrics
 
-from experiments import cli, run, settings, workdir
+from deepsad_jax import parallel
+from experiments import run, settings, workdir
 
 ROOT = pathlib.Path(__file__).parents[1]
 CONFIGS = {
@@ -128,7 +129,7 @@ def test_a_saved_config_repeats_the_run_bit_for_bit(finished, tmp_path):
         np.testing.assert_array_equal(first["score"], second["score"])
 
 
-@pytest.mark.skipif(cli.cores() < 2, reason="needs two processor cores")
+@pytest.mark.skipif(parallel.cores() < 2, reason="needs two processor cores")
 def test_the_cores_of_a_cpu_share_batches(finished, tmp_path):
     folder, _ = finished
     arguments = (f"--workdir={tmp_path / 'two'}", "--config.devices=2")
