@@ -2,7 +2,7 @@
 
     python -m experiments.run --config=configs/digits.py
 
-Zeros are normal; a few ones are known anomalies, the other eight digits are not known
+Nines are normal; a few fours are known anomalies, the other eight digits are not known
 at all. No download; under a minute on two CPU cores.
 """
 
