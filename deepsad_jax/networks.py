@@ -262,7 +262,7 @@ def largest_activation(network: str | Architecture) -> int:
     """
     spec = resolve(network)
     if isinstance(spec, MLPArchitecture):
-        return max((*spec.hidden, spec.rep_dim))
+        return max(*spec.hidden, spec.rep_dim)
     height, width, _ = spec.input_shape
     return height * width * spec.features[0]
 
