@@ -7,7 +7,9 @@ import ml_collections
 def get_config() -> ml_collections.ConfigDict:
     config = ml_collections.ConfigDict()
 
-    # What is trained: deep_sad, or a shallow baseline: ssad, ocsvm, kde, isoforest.
+    # What is trained. With labels: deep_sad, m2 and m1_m2 (generative models),
+    # supervised (a classifier), ssad. Without: deep_svdd, autoencoder, vae, ocsvm, kde,
+    # isoforest.
     config.method = "deep_sad"
     # Whether a shallow baseline works on the codes of an autoencoder (trained as
     # `pretrain` says, or that of load_model) instead of the features.
@@ -16,7 +18,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.network = ""
     # Decides split, draw, initial weights and shuffling.
     config.seed = 0
-    # Weight of the labelled examples in the Deep SAD loss, > 0.
+    # Weight of the labelled examples in the losses of deep_sad, > 0.
     config.eta = 1.0
     # Start from this model instead of pretraining: the `model` folder of an earlier
     # working directory, or a model.tar of the original implementation. With
@@ -36,6 +38,9 @@ def get_config() -> ml_collections.ConfigDict:
     config.selection = ""
     # Whether that tenth stays in the test set, as in the paper.
     config.selection_in_test = True
+    config.m2 = m2 = ml_collections.ConfigDict()
+    # Weight of the classification of labelled examples in m2 and m1_m2, >= 0.
+    m2.alpha = 0.1
     config.kernel = kernel = ml_collections.ConfigDict()
     # Of ssad and ocsvm: rbf, linear or poly.
     kernel.name = "rbf"
@@ -80,8 +85,16 @@ def get_config() -> ml_collections.ConfigDict:
     # Share of anomalies among the unlabelled.
     data.ratio_pollution = 0.0
 
+    config.checkpoint = checkpoint = ml_collections.ConfigDict()
+    # The state of the training is saved after at least so many epochs and seconds, from
+    # which the same command goes on; and how many checkpoints are kept of each stage.
+    checkpoint.epochs = 10
+    checkpoint.seconds = 10.0
+    checkpoint.keep = 2
+
     config.pretrain = pretrain = ml_collections.ConfigDict()
-    # Whether the encoder starts from an autoencoder's, as in the paper.
+    # Whether the encoder starts from an autoencoder's, as in the paper. The methods
+    # autoencoder and vae, and the first half of m1_m2, are trained as this stage says.
     pretrain.enabled = True
     # Adam's learning rate, divided by 10 at each milestone (epochs counted from 0).
     pretrain.learning_rate = 1e-4
@@ -91,12 +104,25 @@ def get_config() -> ml_collections.ConfigDict:
     pretrain.batch_size = 128
     # L2, added to the gradient as in torch.optim.Adam.
     pretrain.weight_decay = 0.5e-3
+    # When the loss is not finite: stop, or rollback to the state before that epoch and
+    # go on with a tenth of the learning rate, at most five times.
+    pretrain.on_divergence = "stop"
 
-    # The same for the Deep SAD stage.
+    # The same for the stage of the method itself.
     config.train = train = ml_collections.ConfigDict()
     train.learning_rate = 1e-4
     train.epochs = 150
     train.milestones = (50,)
     train.batch_size = 128
     train.weight_decay = 0.5e-6
+    train.on_divergence = "stop"
+    # Of deep_sad: deep_sad, hypersphere or deviation; of deep_svdd: one_class or
+    # soft_boundary; "" is the first of these.
+    train.loss = ""
+    # Share of the examples outside the soft boundary, in (0, 1).
+    train.nu = 0.1
+    # Whether metrics.jsonl tells of deep_sad and deep_svdd, for known normal,
+    # unlabelled and known anomalous examples, the mean squared distance to the centre
+    # and the log-determinant of the embeddings' covariance (section 3 of the paper).
+    train.record_groups = True
     return config

@@ -7,12 +7,10 @@
 Ruff et al., "Deep Semi-Supervised Anomaly Detection", ICLR 2020.
 `autoencoder_objective` and `deep_sad_objective` are what the method adds to `training`;
 `fit` puts the stages in their order, for one run or, with an `Execution` of many, for
-all of them at once.
+all of them at once. Other losses take the same way, Deep SVDD's among them: `LOSSES`.
 """
 
 import functools
-import time
-from collections.abc import Callable
 from typing import Any
 
 import flax.struct
@@ -21,10 +19,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from deepsad_jax import losses, networks, parallel, training
+from deepsad_jax import losses, networks, parallel, stages, statistics, training
+from deepsad_jax.stages import History
 
 Variables = dict[str, Any]
-History = dict[str, np.ndarray]
 
 
 @flax.struct.dataclass
@@ -39,6 +37,7 @@ class Fitted:
             epoch, `[epochs]` float32.
         seconds: for the same stages, the time they took, compilation included.
         network: name or architecture of the network.
+        radius: of the soft boundary, scalar float32; None for all other losses.
     """
 
     encoder: Variables
@@ -47,9 +46,28 @@ class Fitted:
     history: dict[str, History]
     seconds: dict[str, float]
     network: str | networks.Architecture = flax.struct.field(pytree_node=False)
+    radius: jax.Array | None = None
 
 
-PRETRAIN = training.Optimization(weight_decay=0.5e-3)
+def _deviation_loss(embeddings, semi_targets, center, *, eta):
+    distance = losses.squared_distance(embeddings, center)
+    return losses.deviation_loss(distance, semi_targets, eta=eta)
+
+
+def _one_class_loss(embeddings, semi_targets, center, *, eta):
+    del semi_targets, eta
+    return losses.one_class_loss(embeddings, center)
+
+
+# (embeddings, semi_targets, center, *, eta) -> losses. The last two are Deep SVDD's and
+# use no labels; the soft boundary needs the whole batch and is written below.
+LOSSES = {
+    "deep_sad": losses.deep_sad_loss,
+    "hypersphere": losses.hypersphere_loss,
+    "deviation": _deviation_loss,
+    "one_class": _one_class_loss,
+    "soft_boundary": None,
+}
 
 
 @functools.lru_cache(maxsize=64)
@@ -82,18 +100,59 @@ def autoencoder_objective(
 def deep_sad_objective(
     network: str | networks.Architecture,
     *,
+    loss: str = "deep_sad",
     eta: float = 1.0,
+    nu: float = 0.1,
+    record_groups: bool = False,
     axis_name: str | None = None,
     dtype: Any = jnp.float32,
 ) -> training.Objective:
-    """The Deep SAD loss; the model state holds `batch_stats` and the `center`.
+    """Deep SAD's loss, or another on the distance to the centre.
 
-    Records `spread`, the root mean square deviation of a batch's embeddings from their
-    mean, which is 0 when the hypersphere has collapsed.
+    The radius of a soft boundary is the best one for each batch, and differentiated as
+    such: the loss is the mean of the share nu of the batch that is farthest. (Ruff et
+    al., ICML 2018, keep the radius for some epochs between its updates.)
+
+    The model state holds `batch_stats`, the `center` and, for the score of a soft
+    boundary, its `radius`. Records `spread`, the root mean square deviation of a
+    batch's embeddings from their mean, which is 0 when the hypersphere has collapsed.
+
+    Args:
+        network: name or architecture.
+        loss: a name in `LOSSES`.
+        eta: weight of the labelled examples, > 0.
+        nu: of the soft boundary, the share of examples outside of it, in (0, 1).
+        record_groups: whether to record `statistics.summary` of the embeddings of an
+            epoch, as training has seen them.
+        axis_name: the mapped axis over which a batch is split, if it is.
+        dtype: type of the computation.
+
+    Raises:
+        ValueError: if there is no such loss, or eta or nu is out of its range.
     """
+    if loss not in LOSSES:
+        raise ValueError(f"loss is {loss!r}; it must be one of {', '.join(LOSSES)}")
+    if not eta > 0:
+        raise ValueError(f"eta is {eta}; it must be > 0")
+    if not 0 < nu < 1:
+        raise ValueError(f"nu is {nu}; it must be in (0, 1)")
     model = networks.build_encoder(network, axis_name=axis_name, dtype=dtype)
 
-    def loss(params, model_state, batch, key):
+    def mean(x, axis=None):
+        of_share = jnp.mean(x, axis=axis)
+        return of_share if axis_name is None else lax.pmean(of_share, axis_name)
+
+    def data_term(embeddings, semi_targets, center):
+        if loss != "soft_boundary":
+            return LOSSES[loss](embeddings, semi_targets, center, eta=eta)
+        distances = losses.squared_distance(embeddings, center)
+        if axis_name is not None:
+            distances = lax.all_gather(distances, axis_name, tiled=True)
+        # With its gradient, rounding does not matter to the example on the border.
+        radius = _radius(distances, distances.size, nu)
+        return losses.soft_boundary_loss(embeddings, center, radius, nu=nu)
+
+    def batch_loss(params, model_state, batch, key):
         del key
         center = model_state["center"]
         embeddings, updated = model.apply(
@@ -102,19 +161,41 @@ def deep_sad_objective(
             train=True,
             mutable=["batch_stats"],
         )
-        per_example = losses.deep_sad_loss(
-            embeddings, batch.semi_targets, center, eta=eta
-        )
-        deviation = lax.stop_gradient(embeddings - jnp.mean(embeddings, axis=0))
-        metrics = {"spread": jnp.sqrt(jnp.mean(jnp.square(deviation)))}
+        per_example = data_term(embeddings, batch.semi_targets, center)
+        seen = lax.stop_gradient(embeddings)
+        deviation = seen - mean(seen, axis=0)
+        metrics = {"spread": jnp.sqrt(mean(jnp.square(deviation)))}
+        if record_groups:
+            metrics["moments"] = statistics.moments(
+                seen, batch.semi_targets, center, axis_name=axis_name
+            )
         return per_example, ({**updated, "center": center}, metrics)
+
+    def no_metrics():
+        metrics = {"spread": jnp.zeros(())}
+        if record_groups:
+            metrics["moments"] = statistics.zeros(model.architecture.rep_dim)
+        return metrics
+
+    def merge(metrics, more):
+        merged = {"spread": metrics["spread"] + more["spread"]}
+        if record_groups:
+            merged["moments"] = statistics.merge(metrics["moments"], more["moments"])
+        return merged
+
+    def summary(metrics, steps):
+        groups = statistics.summary(metrics["moments"]) if record_groups else {}
+        return {"spread": metrics["spread"] / steps, **groups}
 
     def score(params, model_state, x):
         embeddings = _embed(model, params, model_state, x)
-        return losses.squared_distance(embeddings, model_state["center"])
+        distance = losses.squared_distance(embeddings, model_state["center"])
+        if (radius := model_state.get("radius")) is not None:
+            return distance - jnp.square(radius)
+        return distance
 
     init = functools.partial(_init, model)
-    return training.Objective(init, loss, score, metrics=("spread",))
+    return training.Objective(init, batch_loss, score, no_metrics, merge, summary)
 
 
 _KEY_USES = ("init_autoencoder", "pretrain", "init_encoder", "train")
@@ -140,12 +221,16 @@ def fit(
     *,
     network: str | networks.Architecture,
     train: training.Optimization | None = None,
-    pretrain: training.Optimization | None = PRETRAIN,
+    pretrain: training.Optimization | None = training.PRETRAIN,
+    loss: str = "deep_sad",
     eta: float = 1.0,
+    nu: float = 0.1,
+    record_groups: bool = False,
     execution: parallel.Execution | None = None,
     initial: Fitted | None = None,
     dtype: Any = jnp.float32,
-    on_epochs: Callable[[str, int, training.TrainState, History], None] | None = None,
+    on_epochs: stages.OnEpochs | None = None,
+    keeper: Any = None,
 ) -> Fitted:
     """Trains Deep SAD.
 
@@ -155,13 +240,16 @@ def fit(
         network: name or architecture.
         train: hyper-parameters of the Deep SAD stage; the original's by default.
         pretrain: those of the autoencoder; None starts from random weights.
-        eta: weight of the labelled examples, > 0.
+        loss, eta, nu, record_groups: as for `deep_sad_objective`.
         execution: how to run it; the fastest way for one run by default. With many
             runs, `key` and `data` carry their leading axes.
-        initial: a model to start from instead of pretraining; its centre is kept.
+        initial: a model of the same network to start from instead of pretraining; its
+            centre is kept and, without epochs to train, its radius.
         dtype: type of the computation.
         on_epochs: called with "pretrain" or "train" and what `training.fit` passes: the
             number of epochs done, the state and the history.
+        keeper: a `checkpoints.Keeper` that saves the state, from which the same fit
+            goes on after an interruption; for one run.
 
     Returns:
         The model.
@@ -172,52 +260,32 @@ def fit(
     """
     train = train or training.Optimization()
     execution = execution or _default_execution(network)
-    devices = execution.devices if execution.axis_name else 1
-    for stage in (train, pretrain):
-        if stage is not None:
-            training.check_batches(stage, int(np.min(data.size)), devices)
-    # One key for each use: its number is part of what a seed means.
-    fold_in = execution.compile(jax.random.fold_in, (0, None))
-    keys = {use: fold_in(key, i) for i, use in enumerate(_KEY_USES)}
-
-    def run(stage, objective, optimization, params, model_state, check=None):
-        began = time.perf_counter()
-        start = training.make_start(objective, optimization, execution)
-        state = training.fit(
-            training.make_advance(objective, optimization, execution),
-            start(params, model_state),
-            data,
-            keys[stage],
-            epochs=optimization.epochs,
-            check=check,
-            on_epochs=on_epochs and functools.partial(on_epochs, stage),
-        )
-        history[stage] = jax.device_get(state.history)
-        seconds[stage] = time.perf_counter() - began
-        return state
-
-    history, seconds, autoencoder, center = {}, {}, None, None
+    stages.check(data, network, execution, train, pretrain if initial is None else None)
+    if initial is not None:
+        stages.check_network(initial, network)
     options = {"axis_name": execution.axis_name, "dtype": dtype}
+    objective = deep_sad_objective(
+        network, loss=loss, eta=eta, nu=nu, record_groups=record_groups, **options
+    )
+    steps = stages.Stages(key, data, execution, _KEY_USES, on_epochs, keeper)
+    autoencoder, center = None, None
     if initial is not None:
         encoder, center = initial.encoder, initial.center
         autoencoder = initial.autoencoder
     elif pretrain is not None:
-        objective = autoencoder_objective(network, **options)
-        init = execution.compile(objective.init, (0,))
-        state = run("pretrain", objective, pretrain, *init(keys["init_autoencoder"]))
+        reconstruction = autoencoder_objective(network, **options)
+        variables = steps.initialize("init_autoencoder", reconstruction)
+        state = steps.run("pretrain", reconstruction, pretrain, *variables)
         autoencoder = {"params": state.params, **state.model_state}
         encoder = networks.encoder_variables(autoencoder)
-
-    objective = deep_sad_objective(network, eta=eta, **options)
-    if initial is None and pretrain is None:
-        init = execution.compile(objective.init, (0,))
-        params, model_state = init(keys["init_encoder"])
+    else:
+        params, model_state = steps.initialize("init_encoder", objective)
         encoder = {"params": params, **model_state}
     if center is None:
         embed = training.make_evaluate(_embed_with(network, dtype), execution)
         embeddings = embed(*_split(encoder), data.x, data.indices)
         center = execution.compile(_center, (0, 0))(embeddings, data.size)
-    state = run(
+    state = steps.run(
         "train",
         objective,
         train,
@@ -225,8 +293,18 @@ def fit(
         {"batch_stats": encoder["batch_stats"], "center": center},
         functools.partial(_check_history, np.asarray(center)),
     )
+    radius = None
+    if loss == "soft_boundary" and initial is not None and not train.epochs:
+        radius = initial.radius
+    if loss == "soft_boundary" and radius is None:
+        distance = deep_sad_objective(network, dtype=dtype).score
+        score = training.make_evaluate(distance, execution)
+        distances = score(state.params, state.model_state, data.x, data.indices)
+        radius = execution.compile(_radius, (0, 0, None))(distances, data.size, nu)
     encoder = {"params": state.params, "batch_stats": state.model_state["batch_stats"]}
-    return Fitted(encoder, center, autoencoder, history, seconds, network)
+    return Fitted(
+        encoder, center, autoencoder, steps.history, steps.seconds, network, radius
+    )
 
 
 def score(
@@ -237,6 +315,8 @@ def score(
     dtype: Any = jnp.float32,
 ) -> jax.Array:
     """Squared distance of each embedding to the centre; higher = more anomalous.
+
+    Less the squared radius, if the model has one: positive outside of the boundary.
 
     Args:
         fitted: the model.
@@ -250,6 +330,8 @@ def score(
     objective = deep_sad_objective(fitted.network, dtype=dtype)
     params, model_state = _split(fitted.encoder)
     model_state = {**model_state, "center": fitted.center}
+    if fitted.radius is not None:
+        model_state["radius"] = fitted.radius
     return _evaluate(objective.score, fitted, execution, params, model_state, x)
 
 
@@ -288,12 +370,7 @@ def reconstruction_score(
 
 def _evaluate(function, fitted, execution, params, model_state, x):
     execution = execution or _default_execution(fitted.network)
-    evaluate = training.make_evaluate(function, execution)
-    # The axes of the runs, if there are any, are those of the centres.
-    runs = fitted.center.shape[:-1]
-    size = x.shape[0] if execution.shared_inputs else x.shape[len(runs)]
-    indices = jnp.broadcast_to(jnp.arange(size), (*runs, size))
-    return evaluate(params, model_state, x, indices)
+    return stages.evaluate(function, params, model_state, x, fitted.network, execution)
 
 
 def _default_execution(network) -> parallel.Execution:
@@ -317,6 +394,19 @@ def _center(embeddings: jax.Array, size: jax.Array) -> jax.Array:
         counted.reshape(-1, chunk, rep_dim),
     )
     return losses.clamp_center(total / size)
+
+
+def _radius(distances: jax.Array, size: jax.Array, nu: float) -> jax.Array:
+    """The radius that minimises the soft-boundary loss: a share of nu is outside.
+
+    The derivative of R^2 + mean(max(0, d - R^2)) / nu in R^2 is one less the share
+    outside over nu, so that R^2 is the (1 - nu)-quantile of the distances.
+    """
+    counts = jnp.arange(distances.shape[0]) < size
+    ordered = jnp.sort(jnp.where(counts, distances, jnp.inf))
+    rank = jnp.ceil((1.0 - nu) * size).astype(int) - 1
+    # A derivative of the root at 0 would be infinite.
+    return jnp.sqrt(jnp.maximum(ordered[jnp.maximum(rank, 0)], 1e-12))
 
 
 def _check_history(center: np.ndarray, history: History, epoch: int) -> None:

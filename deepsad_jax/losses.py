@@ -1,8 +1,10 @@
 """Losses of deep anomaly detection: pure, per example, unreduced.
 
-Every function here takes arrays and returns one loss per example, so that the caller
+Every function here takes arrays and returns one number per example, so that the caller
 decides how to reduce, mask or weight. All compose with `jax.jit`, `jax.vmap` and
-`jax.grad`; all gradients are finite for finite input. This module imports JAX alone.
+`jax.grad`. The losses on embeddings and scores have finite gradients for all finite
+input; the Gaussian terms as long as exp(log_var) and exp(-log_var) are finite. This
+module imports JAX alone.
 
 Two conventions to know:
 
@@ -10,8 +12,12 @@ Two conventions to know:
 * `semi_targets` are +1 for known normal, 0 for unlabelled and -1 for known anomalies.
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
+
+_LOG_2PI = math.log(2.0 * math.pi)
 
 
 def squared_distance(embeddings: jax.Array, center: jax.Array) -> jax.Array:
@@ -99,24 +105,17 @@ def deep_sad_loss(
         ValueError: if shapes disagree, or eta or epsilon is a number that is not > 0.
 
     >>> z = jnp.array([[2.0], [2.0], [2.0]])
-    >>> deep_sad_loss(z, jnp.array([0, 1, -1]), jnp.zeros(1), eta=0.5)
-    Array([4.       , 2.0000005, 0.125    ], dtype=float32)
+    >>> deep_sad_loss(z, jnp.array([0, 1, -1]), jnp.zeros(1), eta=0.5).round(3)
+    Array([4.   , 2.   , 0.125], dtype=float32)
     """
     _check_positive("eta", eta)
     _check_positive("epsilon", epsilon)
-    semi_targets = jnp.asarray(semi_targets)
-    if semi_targets.shape != jnp.shape(embeddings)[:-1]:
-        raise ValueError(
-            f"semi_targets has shape {semi_targets.shape}, but embeddings of shape "
-            f"{jnp.shape(embeddings)} need {jnp.shape(embeddings)[:-1]}"
-        )
+    _check_semi_targets(semi_targets, embeddings)
     distance = squared_distance(embeddings, center)
     # The three cases are written out: the gradient of a power with respect to its
     # exponent is not wanted, and every branch has a finite gradient for d >= 0.
-    labelled = eta * jnp.where(
-        semi_targets > 0, distance + epsilon, 1.0 / (distance + epsilon)
-    )
-    return jnp.where(semi_targets == 0, distance, labelled)
+    away = distance + epsilon
+    return _by_label(semi_targets, distance, eta * away, eta * (1.0 / away))
 
 
 def one_class_loss(embeddings: jax.Array, center: jax.Array) -> jax.Array:
@@ -167,6 +166,276 @@ def soft_boundary_loss(
     return squared_radius + jnp.maximum(excess, 0.0) / nu
 
 
+def hypersphere_loss(
+    embeddings: jax.Array,
+    semi_targets: jax.Array,
+    center: jax.Array,
+    *,
+    eta: float = 1.0,
+    epsilon: float = 1e-6,
+) -> jax.Array:
+    r"""Hypersphere classification: cross-entropy of the probability exp(-h) of normal.
+
+    With the pseudo-Huber distance h = sqrt(\|z - c\|^2 + 1) - 1: h for unlabelled
+    examples, eta h for known normal ones and -eta log(1 - exp(-h)) for known anomalies.
+    Ruff et al., "Rethinking Assumptions in Deep Anomaly Detection", 2021, eq. 3 and 4.
+
+    Args:
+        embeddings: encoder outputs, floating, `[..., rep_dim]`.
+        semi_targets: +1 known normal, 0 unlabelled, -1 known anomaly, `[...]`.
+        center: hypersphere centre, `[rep_dim]`; the publication's is the origin.
+        eta: weight of the labelled examples, > 0.
+        epsilon: added to h of known anomalies, > 0; bounds their loss and its gradient.
+
+    Returns:
+        Losses, >= 0, `[...]`.
+
+    Raises:
+        ValueError: if shapes disagree, or eta or epsilon is a number that is not > 0.
+
+    >>> z = jnp.array([[0.0], [jnp.sqrt(3.0)], [jnp.sqrt(3.0)]])
+    >>> hypersphere_loss(z, jnp.array([0, 1, -1]), jnp.zeros(1)).round(4)
+    Array([0.    , 1.    , 0.4587], dtype=float32)
+    """
+    _check_positive("eta", eta)
+    _check_positive("epsilon", epsilon)
+    _check_semi_targets(semi_targets, embeddings)
+    distance = squared_distance(embeddings, center)
+    # sqrt(d + 1) - 1 without cancellation for small d, nor inf / inf for huge ones.
+    small = jnp.minimum(distance, 1.0)
+    huber = jnp.where(
+        distance >= 1.0,
+        jnp.sqrt(distance + 1.0) - 1.0,
+        small / (jnp.sqrt(small + 1.0) + 1.0),
+    )
+    anomalous = -jnp.log(-jnp.expm1(-(huber + epsilon)))
+    return _by_label(semi_targets, huber, eta * huber, eta * anomalous)
+
+
+def deviation_loss(
+    scores: jax.Array,
+    semi_targets: jax.Array,
+    *,
+    eta: float = 1.0,
+    mean: float = 0.0,
+    std: float = 1.0,
+    margin: float = 5.0,
+) -> jax.Array:
+    """Deviation loss: scores of normal examples near the prior's mean, others above.
+
+    With the deviation d = (score - mean) / std from a Gaussian prior of normal scores:
+    |d| for unlabelled, eta |d| for known normal examples and eta max(0, margin - d) for
+    known anomalies. Pang et al., "Deep Anomaly Detection with Deviation Networks", KDD
+    2019, eq. 6 and 7; there the moments of the prior are those of a sample of it.
+
+    Args:
+        scores: anomaly scores, higher = more anomalous, floating, `[...]`.
+        semi_targets: +1 known normal, 0 unlabelled, -1 known anomaly, `[...]`.
+        eta: weight of the labelled examples, > 0; the publication's is 1.
+        mean: of the prior.
+        std: standard deviation of the prior, > 0.
+        margin: how many standard deviations anomalies shall lie above the mean, > 0.
+
+    Returns:
+        Losses, >= 0, `[...]`.
+
+    Raises:
+        ValueError: if the shapes differ, or eta, std or margin is a number not > 0.
+
+    >>> deviation_loss(jnp.array([-2.0, 3.0, 3.0, 9.0]), jnp.array([0, 1, -1, -1]))
+    Array([2., 3., 2., 0.], dtype=float32)
+    """
+    for name, value in (("eta", eta), ("std", std), ("margin", margin)):
+        _check_positive(name, value)
+    _check_equal_shapes("scores", scores, semi_targets)
+    deviation = (scores - mean) / std
+    normal = jnp.abs(deviation)
+    anomalous = jnp.maximum(margin - deviation, 0.0)
+    return _by_label(semi_targets, normal, eta * normal, eta * anomalous)
+
+
+def classification_loss(logits: jax.Array, semi_targets: jax.Array) -> jax.Array:
+    """Binary cross-entropy of known anomalies against all other examples.
+
+    Unlabelled examples count as normal, since most of them are: the supervised baseline
+    of Ruff et al., "Deep Semi-Supervised Anomaly Detection", ICLR 2020, section 4.
+
+    Args:
+        logits: log-odds of being an anomaly, floating, `[...]`.
+        semi_targets: +1 known normal, 0 unlabelled, -1 known anomaly, `[...]`.
+
+    Returns:
+        Losses, >= 0, `[...]`.
+
+    Raises:
+        ValueError: if the shapes differ.
+
+    >>> classification_loss(jnp.zeros(3), jnp.array([0, 1, -1])).round(4)
+    Array([0.6931, 0.6931, 0.6931], dtype=float32)
+    """
+    _check_equal_shapes("logits", logits, semi_targets)
+    return jax.nn.softplus(jnp.where(jnp.asarray(semi_targets) < 0, -logits, logits))
+
+
+def bernoulli_log_likelihood(x: jax.Array, logits: jax.Array) -> jax.Array:
+    """Log-probability of examples under independent Bernoulli variables, summed.
+
+    Args:
+        x: values in [0, 1], `[..., features]`; those between 0 and 1 give the negative
+            cross-entropy.
+        logits: log-odds of a one, of the same shape.
+
+    Returns:
+        Log-likelihoods, <= 0 for x in [0, 1], `[...]`.
+
+    Raises:
+        ValueError: if the shapes differ.
+
+    >>> bernoulli_log_likelihood(jnp.array([1.0, 0.0]), jnp.zeros(2)).round(4)
+    Array(-1.3863, dtype=float32)
+    """
+    if jnp.shape(x) != jnp.shape(logits):
+        raise ValueError(
+            f"logits has shape {jnp.shape(logits)}, but x has shape {jnp.shape(x)}; "
+            "they must be equal"
+        )
+    return jnp.sum(x * logits - jax.nn.softplus(logits), axis=-1)
+
+
+def gaussian_log_density(
+    z: jax.Array, mean: jax.Array = 0.0, log_var: jax.Array = 0.0
+) -> jax.Array:
+    """Log-density of a Gaussian of diagonal covariance; the standard one by default.
+
+    Args:
+        z: points, `[..., latent]`.
+        mean: its mean, `[..., latent]`.
+        log_var: logarithm of its variance, `[..., latent]`.
+
+    Returns:
+        Log-densities, `[...]`.
+
+    >>> bool(jnp.isclose(gaussian_log_density(jnp.zeros(2)), -jnp.log(2 * jnp.pi)))
+    True
+    """
+    squares = jnp.square(z - mean) * jnp.exp(-log_var)
+    return -0.5 * jnp.sum(_LOG_2PI + log_var + squares, axis=-1)
+
+
+def gaussian_kl(mean: jax.Array, log_var: jax.Array) -> jax.Array:
+    """Kullback-Leibler divergence of a diagonal Gaussian from the standard one.
+
+    Kingma and Welling, "Auto-Encoding Variational Bayes", ICLR 2014, appendix B.
+
+    Args:
+        mean: `[..., latent]`.
+        log_var: logarithm of the variance, `[..., latent]`.
+
+    Returns:
+        Divergences, >= 0, `[...]`.
+
+    >>> gaussian_kl(jnp.array([1.0, 0.0]), jnp.zeros(2))
+    Array(0.5, dtype=float32)
+    """
+    # expm1 keeps the difference of variances near 1.
+    return 0.5 * jnp.sum(jnp.square(mean) + jnp.expm1(log_var) - log_var, axis=-1)
+
+
+def evidence_lower_bound(
+    x: jax.Array, logits: jax.Array, z: jax.Array, mean: jax.Array, log_var: jax.Array
+) -> jax.Array:
+    """Lower bound of log p(x), estimated with one sample z of q(z | x).
+
+    log p(x | z) + log p(z) - log q(z | x), with a Bernoulli likelihood and the standard
+    Gaussian as prior: Kingma and Welling, ICLR 2014, eq. 6 with one sample. The
+    negative is the loss of a variational autoencoder (the M1 of Kingma et al., 2014).
+
+    Args:
+        x: values in [0, 1], `[..., features]`.
+        logits: decoded from z, `[..., features]`.
+        z: sample of the Gaussian with `mean` and `log_var`, `[..., latent]`.
+        mean, log_var: of q(z | x), `[..., latent]`.
+
+    Returns:
+        Bounds, `[...]`.
+    """
+    kl = gaussian_log_density(z, mean, log_var) - gaussian_log_density(z)
+    return bernoulli_log_likelihood(x, logits) - kl
+
+
+def m2_loss(
+    bounds: jax.Array,
+    log_q: jax.Array,
+    semi_targets: jax.Array,
+    *,
+    alpha: float = 0.1,
+) -> jax.Array:
+    """Loss of the generative model M2, for classes 0 normal and 1 anomalous.
+
+    A labelled example of class y pays -bound(x, y) - alpha log q(y | x), an unlabelled
+    one -(sum over y of q(y | x) bound(x, y)) - entropy of q(y | x): Kingma et al.,
+    "Semi-supervised Learning with Deep Generative Models", NIPS 2014, eq. 6, 7 and 9.
+
+    Args:
+        bounds: lower bounds of log p(x, y), `[..., 2]`.
+        log_q: log-probabilities of the classes given x, `[..., 2]`.
+        semi_targets: +1 known normal, 0 unlabelled, -1 known anomaly, `[...]`.
+        alpha: weight of the classification of labelled examples, >= 0.
+
+    Returns:
+        Losses, `[...]`; `balanced` takes their means over the two groups.
+
+    Raises:
+        ValueError: if shapes disagree or alpha is a number below 0.
+
+    >>> bounds, log_q = jnp.array([[-3.0, -5.0]] * 2), jnp.log(jnp.full((2, 2), 0.5))
+    >>> m2_loss(bounds, log_q, jnp.array([0, -1]), alpha=0.0).round(1)
+    Array([3.3, 5. ], dtype=float32)
+    """
+    if isinstance(alpha, (int, float)) and not alpha >= 0:
+        raise ValueError(f"alpha is {alpha}; it must be >= 0")
+    shapes = (*jnp.shape(semi_targets), 2)
+    for name, values in (("bounds", bounds), ("log_q", log_q)):
+        if jnp.shape(values) != shapes:
+            raise ValueError(
+                f"{name} has shape {jnp.shape(values)}, but semi_targets of shape "
+                f"{shapes[:-1]} need {shapes}"
+            )
+    labelled = -bounds - alpha * log_q
+    unlabelled = -jnp.sum(jnp.exp(log_q) * (bounds - log_q), axis=-1)
+    return _by_label(semi_targets, unlabelled, labelled[..., 0], labelled[..., 1])
+
+
+def balanced(
+    losses: jax.Array, semi_targets: jax.Array, *, axis_name: str | None = None
+) -> jax.Array:
+    """Losses weighted so that their mean is mean over labelled + mean over unlabelled.
+
+    A batch without labelled, or without unlabelled examples contributes 0 for these.
+
+    Args:
+        losses: one for each example of a batch, `[batch]`.
+        semi_targets: 0 for unlabelled, +1 or -1 for labelled examples, `[batch]`.
+        axis_name: the mapped axis over which a batch is split, if it is.
+
+    Returns:
+        Weighted losses, `[batch]`.
+
+    Raises:
+        ValueError: if the shapes differ.
+
+    >>> float(balanced(jnp.array([1.0, 2.0, 6.0]), jnp.array([0, 0, 1])).mean())
+    7.5
+    """
+    _check_equal_shapes("losses", losses, semi_targets)
+    labelled = (jnp.asarray(semi_targets) != 0).astype(losses.dtype)
+    counts = jnp.stack([jnp.sum(1 - labelled), jnp.sum(labelled)])
+    if axis_name is not None:
+        counts = jax.lax.psum(counts, axis_name)
+    weights = jnp.sum(counts) / jnp.maximum(counts, 1.0)
+    return losses * jnp.where(labelled > 0, weights[1], weights[0])
+
+
 def clamp_center(center: jax.Array, *, minimum: float = 0.1) -> jax.Array:
     """Moves the components of a centre that are too close to zero away from it.
 
@@ -195,6 +464,28 @@ def _check_last_axis(embeddings: jax.Array, center: jax.Array) -> None:
             f"embeddings have shape {embeddings} and the center has shape {center}; "
             "their last axes must be equal"
         )
+
+
+def _check_semi_targets(semi_targets: jax.Array, embeddings: jax.Array) -> None:
+    if jnp.shape(semi_targets) != jnp.shape(embeddings)[:-1]:
+        raise ValueError(
+            f"semi_targets has shape {jnp.shape(semi_targets)}, but embeddings of "
+            f"shape {jnp.shape(embeddings)} need {jnp.shape(embeddings)[:-1]}"
+        )
+
+
+def _check_equal_shapes(name: str, values: jax.Array, semi_targets: jax.Array) -> None:
+    if jnp.shape(values) != jnp.shape(semi_targets):
+        raise ValueError(
+            f"semi_targets has shape {jnp.shape(semi_targets)}, but {name} has shape "
+            f"{jnp.shape(values)}; they must be equal"
+        )
+
+
+def _by_label(semi_targets, unlabelled, normal, anomalous) -> jax.Array:
+    semi_targets = jnp.asarray(semi_targets)
+    labelled = jnp.where(semi_targets > 0, normal, anomalous)
+    return jnp.where(semi_targets == 0, unlabelled, labelled)
 
 
 def _check_positive(name: str, value: float) -> None:

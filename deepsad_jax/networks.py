@@ -298,22 +298,44 @@ def initialize(model: Autoencoder | Encoder, key: jax.Array) -> dict[str, Any]:
 
     Flax draws each kernel from a key of its own, which takes XLA seconds to compile.
     """
-    x = jax.ShapeDtypeStruct((1, *model.architecture.input_shape), jnp.float32)
-    init = functools.partial(model.init, train=False)
-    variables = jax.eval_shape(init, key, x)
+
+    def bound(path, shape):
+        if path[0] == "decoder" and path[1].startswith("conv"):
+            return _decoder_bound(model.architecture)(shape)
+        return layers.fan_in_bound(shape)
+
+    x = jnp.zeros((1, *model.architecture.input_shape))
+    return draw_variables(
+        functools.partial(model.init, x=x, train=False),
+        key,
+        lambda path, shape, draw: bound(path, shape) * draw,
+    )
+
+
+def draw_variables(
+    init: Callable, key: jax.Array, distribute: Callable
+) -> dict[str, Any]:
+    """Initial variables of a module from one random draw.
+
+    Args:
+        init: key -> variables, called for their shapes alone.
+        key: random key.
+        distribute: (path, shape, draw) -> initial values of a parameter, where `path`
+            are the names that lead to it and `draw` is uniform in (-1, 1), of `shape`.
+
+    Returns:
+        Variables; batch statistics are those of no batch, mean 0 and variance 1.
+    """
+    variables = jax.eval_shape(init, key)
     paths, tree = jax.tree_util.tree_flatten_with_path(variables["params"])
     sizes = [math.prod(leaf.shape) for _, leaf in paths]
     draws = jnp.split(
         jax.random.uniform(key, (sum(sizes),), minval=-1.0), np.cumsum(sizes[:-1])
     )
-    params = []
-    for (path, leaf), draw in zip(paths, draws, strict=True):
-        names = [entry.key for entry in path]
-        in_decoder = names[0] == "decoder" and names[1].startswith("conv")
-        bound = (
-            _decoder_bound(model.architecture) if in_decoder else layers.fan_in_bound
-        )
-        params.append(bound(leaf.shape) * draw.reshape(leaf.shape))
+    params = [
+        distribute([p.key for p in path], leaf.shape, draw.reshape(leaf.shape))
+        for (path, leaf), draw in zip(paths, draws, strict=True)
+    ]
 
     def initial_statistic(path, leaf):
         value = 1.0 if path[-1].key == "var" else 0.0
@@ -322,7 +344,7 @@ def initialize(model: Autoencoder | Encoder, key: jax.Array) -> dict[str, Any]:
     return {
         "params": jax.tree.unflatten(tree, params),
         "batch_stats": jax.tree_util.tree_map_with_path(
-            initial_statistic, variables["batch_stats"]
+            initial_statistic, variables.get("batch_stats", {})
         ),
     }
 

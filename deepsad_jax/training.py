@@ -8,6 +8,7 @@ device, histories and the check for divergence. All of it is written for one run
 
 import dataclasses
 import functools
+import logging
 import math
 import time
 from collections.abc import Callable
@@ -28,6 +29,10 @@ class TrainingError(RuntimeError):
     """Training cannot go on; the message says why, at which epoch, and what to try."""
 
 
+class DivergenceError(TrainingError):
+    """The loss is no finite number any more."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Optimization:
     """Hyper-parameters of one training stage; the defaults are the original's.
@@ -39,6 +44,9 @@ class Optimization:
         batch_size: examples in a batch, over all devices, >= 2. Batches are always
             full: an epoch drops the surplus.
         weight_decay: factor of the parameters that is added to their gradient, >= 0.
+        on_divergence: what to do when the loss of an epoch is not finite: "stop", or
+            "rollback" to the state before that epoch and go on with a tenth of the
+            learning rate, at most five times.
     """
 
     learning_rate: float = 1e-4
@@ -46,6 +54,7 @@ class Optimization:
     milestones: tuple[int, ...] = (50,)
     batch_size: int = 128
     weight_decay: float = 0.5e-6
+    on_divergence: str = "stop"
 
     def __post_init__(self):
         object.__setattr__(self, "milestones", tuple(self.milestones))
@@ -59,6 +68,11 @@ class Optimization:
                 all(isinstance(m, int) and m >= 0 for m in self.milestones),
                 "a tuple of epochs, integers >= 0",
             ),
+            (
+                "on_divergence",
+                self.on_divergence in ("stop", "rollback"),
+                "stop or rollback",
+            ),
         ):
             if not valid:
                 raise ValueError(
@@ -69,6 +83,10 @@ class Optimization:
         """The learning rate of an epoch, counted from 0."""
         drops = dict.fromkeys(self.milestones, 0.1)
         return optax.piecewise_constant_schedule(self.learning_rate, drops)(epoch)
+
+
+# Of the stage that comes first, an autoencoder's.
+PRETRAIN = Optimization(weight_decay=0.5e-3)
 
 
 class Batch(NamedTuple):
@@ -105,12 +123,14 @@ class TrainState(NamedTuple):
         opt_state: Adam's.
         history: means over the steps of each epoch, a dictionary of `[epochs]` float32,
             NaN where an epoch has not yet been.
+        slowdown: factor of the learning rate, 1 unless training was rolled back.
     """
 
     params: PyTree
     model_state: PyTree
     opt_state: PyTree
     history: dict[str, jax.Array]
+    slowdown: jax.Array
 
 
 class Objective(NamedTuple):
@@ -119,15 +139,23 @@ class Objective(NamedTuple):
     Attributes:
         init: key -> (params, model_state).
         loss: (params, model_state, batch, key) -> (losses `[batch]`, (model_state,
-            metrics)): per-example losses, the new state, and scalars to record.
+            metrics)): per-example losses, the new state, and metrics, a pytree of
+            arrays.
         score: (params, model_state, x) -> anomaly scores `[batch]`, higher = anomalous.
-        metrics: names of the scalars that `loss` records.
+        metrics: () -> the metrics of no step.
+        merge: (metrics, metrics) -> those of both; their sum by default.
+        summary: what the history keeps of the metrics of an epoch: (metrics, number of
+            steps) -> dictionary of scalars.
     """
 
     init: Callable
     loss: Callable
     score: Callable
-    metrics: tuple[str, ...] = ()
+    metrics: Callable[[], PyTree] = dict
+    merge: Callable[[PyTree, PyTree], PyTree] = functools.partial(jax.tree.map, jnp.add)
+    summary: Callable[[PyTree, jax.Array], dict[str, jax.Array]] = (
+        lambda metrics, steps: {}
+    )
 
 
 def training_set(
@@ -253,9 +281,9 @@ def make_step(
     """The one training step.
 
     Returns:
-        (state, batch, key, learning rate) -> (state, metrics): a pure function; with
-        `axis_name`, of one device's share of the batch. `metrics` are means over the
-        batch and hold `loss`.
+        (state, batch, key, learning rate) -> (state, (loss, metrics)): a pure function;
+        with `axis_name`, of one device's share of the batch. The loss is the mean over
+        the whole batch; so are metrics.
     """
     optimizer = _optimizer(optimization)
 
@@ -269,13 +297,16 @@ def make_step(
         (loss, (model_state, metrics)), gradients = jax.value_and_grad(
             mean_loss, has_aux=True
         )(state.params)
-        metrics = {"loss": loss, **metrics}
+        recorded = (loss, metrics)
         if axis_name is not None:
             # Devices hold equal shares, so the mean of means is the mean.
-            gradients, metrics = lax.pmean((gradients, metrics), axis_name)
+            gradients, recorded = lax.pmean((gradients, recorded), axis_name)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params = jax.tree.map(lambda p, u: p - learning_rate * u, state.params, updates)
-        return TrainState(params, model_state, opt_state, state.history), metrics
+        state = state._replace(
+            params=params, model_state=model_state, opt_state=opt_state
+        )
+        return state, recorded
 
     return step
 
@@ -288,11 +319,13 @@ def make_start(
     optimizer = _optimizer(optimization)
 
     def start(params, model_state):
+        names = jax.eval_shape(lambda: objective.summary(objective.metrics(), 1))
         history = {
-            name: jnp.full(optimization.epochs, jnp.nan)
-            for name in ("loss", *objective.metrics)
+            name: jnp.full(optimization.epochs, jnp.nan) for name in ("loss", *names)
         }
-        return TrainState(params, model_state, optimizer.init(params), history)
+        return TrainState(
+            params, model_state, optimizer.init(params), history, jnp.ones(())
+        )
 
     return execution.compile(start, (0, 0))
 
@@ -313,20 +346,23 @@ def make_advance(
 
     def train_on(state, totals, data, order, key, epoch, i):
         batch = _take_batch(data, order, i, optimization.batch_size, axis_name)
-        learning_rate = optimization.learning_rate_at(epoch)
-        state, metrics = step(state, batch, jax.random.fold_in(key, i), learning_rate)
-        return state, jax.tree.map(jnp.add, totals, metrics)
+        learning_rate = optimization.learning_rate_at(epoch) * state.slowdown
+        key = jax.random.fold_in(key, i)
+        state, (loss, metrics) = step(state, batch, key, learning_rate)
+        return state, (totals[0] + loss, objective.merge(totals[1], metrics))
 
     def record(state, totals, data, epoch):
         steps = data.size // optimization.batch_size
+        loss, metrics = totals
+        recorded = {"loss": loss / steps, **objective.summary(metrics, steps)}
         history = {
-            name: values.at[epoch].set(totals[name] / steps)
+            name: values.at[epoch].set(recorded[name])
             for name, values in state.history.items()
         }
         return state._replace(history=history)
 
     def no_totals():
-        return {name: jnp.zeros(()) for name in ("loss", *objective.metrics)}
+        return jnp.zeros(()), objective.metrics()
 
     def advance(state, data, key, first, last):
         def epoch_body(epoch, state):
@@ -456,6 +492,7 @@ def fit(
     epochs: int,
     on_epochs: Callable[[int, TrainState, dict[str, np.ndarray]], None] | None = None,
     check: Callable[[dict[str, np.ndarray], int], None] | None = None,
+    on_divergence: str = "stop",
 ) -> TrainState:
     """Advances a state to the last epoch, in pieces of about a quarter of a second.
 
@@ -468,9 +505,10 @@ def fit(
             the history on the host: for progress bars and checkpoints.
         check: called with the history and the number of an epoch, for every epoch; may
             raise `TrainingError`. `check_finite` by default.
+        on_divergence: as in `Optimization`.
 
     Raises:
-        TrainingError: as `check` does.
+        TrainingError: as `check` does, unless training is rolled back.
     """
     check = check or check_finite
     # Training overwrites the memory of its state; the caller's arrays stay.
@@ -479,11 +517,24 @@ def fit(
     while done < epochs:
         last = min(done + piece, epochs)
         start = time.perf_counter()
+        if on_divergence == "rollback":
+            before = jax.tree.map(jnp.copy, state)
         state = advance(state, data, key, done, last)
         history = jax.device_get(state.history)
         seconds = time.perf_counter() - start
-        for epoch in range(done, last):
-            check(history, epoch)
+        try:
+            for epoch in range(done, last):
+                check(history, epoch)
+        except DivergenceError as error:
+            if on_divergence == "stop":
+                raise
+            # What comes before that epoch is computed again, so that the state does not
+            # depend on where pieces end.
+            state = before if epoch == done else advance(before, data, key, done, epoch)
+            diverged = ~np.isfinite(history["loss"][..., epoch])
+            state = state._replace(slowdown=_slower(state.slowdown, diverged, error))
+            done, piece = epoch, 1
+            continue
         # The first piece includes the compilation and says nothing of the speed.
         if done > first:
             piece = max(1, math.floor((last - done) * min(4.0, 0.25 / seconds)))
@@ -493,11 +544,23 @@ def fit(
     return state
 
 
+def _slower(slowdown: jax.Array, diverged: np.ndarray, error: Exception) -> jax.Array:
+    """A tenth for the runs that have diverged; raises once that is of no avail."""
+    slower = jnp.where(diverged, 0.1 * slowdown, slowdown)
+    least = float(jnp.min(slower))
+    if least < 0.9e-5:
+        raise DivergenceError(f"{error} (rolled back five times already)") from error
+    logging.getLogger(__name__).warning(
+        "%s; rolled back, the learning rate is now times %.0e", error, least
+    )
+    return slower
+
+
 def check_finite(history: dict[str, np.ndarray], epoch: int) -> None:
-    """Raises `TrainingError` if the loss of an epoch is not a finite number."""
+    """Raises `DivergenceError` if the loss of an epoch is not a finite number."""
     loss = np.asarray(history["loss"])[..., epoch]
     if not np.isfinite(loss).all():
-        raise TrainingError(
+        raise DivergenceError(
             f"training diverged: the loss of epoch {epoch + 1} is "
             f"{loss[~np.isfinite(loss)].flat[0]}; try a smaller learning rate or a "
             "larger batch, and look for extreme values in the data"

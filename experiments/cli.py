@@ -4,6 +4,7 @@ import ctypes
 import logging as python_logging
 import os
 import re
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterable
@@ -30,6 +31,13 @@ WORKDIR = flags.DEFINE_string(
     "",
     "Folder for the results; a new one under runs/ by default. What is finished in it "
     "is never overwritten.",
+)
+RESUME = flags.DEFINE_enum(
+    "resume",
+    "auto",
+    ["auto", "never"],
+    "Whether to go on with the unfinished run of the same config in the working "
+    "directory, or to refuse it.",
 )
 COORDINATOR = flags.DEFINE_string(
     "coordinator",
@@ -67,13 +75,16 @@ def start(program: Callable) -> None:
 
     def main(argv):
         del argv
-        from deepsad_jax import training
+        from deepsad_jax import checkpoints, training
 
         try:
             prepare_jax(CONFIG.value)
             program(CONFIG.value)
         except (ValueError, OSError, training.TrainingError) as error:
             _fail(error)
+        except checkpoints.Interrupted as interruption:
+            print(f"interrupted: {interruption}", file=sys.stderr)
+            sys.exit(128 + signal.SIGTERM)
         except KeyboardInterrupt:
             sys.exit("interrupted")
 

@@ -46,15 +46,16 @@ class OneRun:
         self._path = path
         self._waiting = dict(stages)
         self._bar = None
-        open(path, "w").close()
+        self._lines: list[str] = []
         self._next_stage()
 
     def __call__(self, stage: str, done: int, state, history: dict) -> None:
         """Takes what `deep_sad.fit` passes to `on_epochs`; without history, steps."""
         del state
         if history:
-            with open(self._path, "a", encoding="utf-8") as file:
-                file.write(metric_lines(stage, history, self._bar.n, done))
+            self._lines.append(metric_lines(stage, history, self._bar.n, done))
+            with workdir.atomic(self._path) as file:
+                file.write("".join(self._lines).encode())
             loss = history["loss"][done - 1]
             self._bar.set_postfix_str(f"loss {loss:.4g}", refresh=False)
         self._bar.update(done - self._bar.n)

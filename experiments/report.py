@@ -14,7 +14,7 @@ from deepsad_jax import checkpoints, metrics
 from deepsad_jax.data import scenario
 from experiments import methods, workdir
 
-_REFERENCES = {"ae": "autoencoder", "linear": "linear kernel"}
+_REFERENCES = {"ae": "autoencoder", "vae": "VAE", "linear": "linear kernel"}
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "scikit-learn")
 
 
@@ -37,9 +37,9 @@ def results(
     for name, scores in outcome.reference_scores.items():
         figures[f"{name}_auroc"] = metrics.auroc(labels, scores)
         figures[f"{name}_average_precision"] = metrics.average_precision(labels, scores)
-    figures["train_seconds"] = outcome.seconds["train"]
-    if "pretrain" in outcome.seconds:
-        figures["ae_train_seconds"] = outcome.seconds["pretrain"]
+    for stage, name in (("train", "train_seconds"), ("pretrain", "ae_train_seconds")):
+        if stage in outcome.seconds:
+            figures[name] = outcome.seconds[stage]
     return {
         **figures,
         "n_train": len(semi_targets),
@@ -128,22 +128,31 @@ def summary(figures: dict[str, Any], folder: pathlib.Path) -> str:
             f"  {selection['parameter']:13s}  {selection['value']:.4g}, "
             f"chosen by {selection['by']}"
         )
-    times = [f"training {figures['train_seconds']:.1f} s"]
-    if "ae_train_seconds" in figures:
-        times.insert(0, f"pretraining {figures['ae_train_seconds']:.1f} s")
-    lines.append(f"  times          {', '.join(times)}")
+    times = [
+        f"{label} {figures[name]:.1f} s"
+        for name, label in (
+            ("ae_train_seconds", "pretraining"),
+            ("train_seconds", "training"),
+        )
+        if name in figures
+    ]
+    if times:
+        lines.append(f"  times          {', '.join(times)}")
     lines.append(f"  written to     {folder}")
     return "\n".join(lines)
 
 
 def pictures(problem: scenario.Scenario, outcome: methods.Outcome) -> dict[str, Any]:
-    """Matplotlib figures by name: scores, curves, losses and, for images, samples."""
+    """Matplotlib figures by name: scores, curves, losses, groups and samples."""
     labels, scores = problem.labels_test, outcome.scores
     figures = {"score_histogram": _histogram(labels, scores)}
     if 0 < labels.sum() < len(labels):
         figures["curves"] = _curves(labels, {"": scores, **outcome.reference_scores})
     if outcome.history:
         figures["losses"] = _losses(outcome.history)
+    trained = outcome.history.get("train", {})
+    if len(trained.get("distance_unlabelled", ())):
+        figures["groups"] = _groups(trained)
     if problem.x_test.ndim == 4:
         figures["samples"] = _samples(problem.x_test, labels, scores)
     return figures
@@ -199,6 +208,32 @@ def _losses(history):
         epochs = np.arange(1, len(values["loss"]) + 1)
         axis.semilogy(epochs, values["loss"])
         axis.set(title=stage, xlabel="epoch", ylabel="loss")
+    return drawing
+
+
+def _groups(history):
+    drawing, axes = _figure(1, 2, 9, 3.5)
+    colors = {"normal": "C2", "unlabelled": "C0", "anomaly": "C3"}
+    names = {"normal": "known normal", "anomaly": "known anomalous"}
+    for axis, (quantity, label) in zip(
+        axes.flat,
+        (
+            ("distance", "mean squared distance to the centre"),
+            ("log_det", "log det of the covariance (dotted: bound)"),
+        ),
+        strict=True,
+    ):
+        for group, color in colors.items():
+            values = history[f"{quantity}_{group}"]
+            epochs = np.arange(1, len(values) + 1)
+            if np.isfinite(values).any():
+                axis.plot(epochs, values, color=color, label=names.get(group, group))
+            if quantity == "log_det":
+                axis.plot(epochs, history[f"isotropic_{group}"], ":", color=color)
+        axis.set(xlabel="epoch", ylabel=label)
+        if axis.lines:
+            axis.legend()
+    axes[0, 0].set_yscale("log")
     return drawing
 
 

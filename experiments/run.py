@@ -18,15 +18,28 @@ import ml_collections
 from absl import flags
 
 from deepsad_jax.data import scenario, sources
-from experiments import cli, methods, progress, report, settings, workdir
+from experiments import (
+    cli,
+    methods,
+    progress,
+    report,
+    resuming,
+    settings,
+    workdir,
+)
 
 flags.adopt_module_key_flags(cli)
 
 
-def run(config: ml_collections.ConfigDict, folder: str) -> dict:
+def run(config: ml_collections.ConfigDict, folder: str, *, resume: bool = True) -> dict:
     """Runs the experiment that a config describes and writes it to a folder.
 
-    Of several processes, only the first writes.
+    Of several processes, only the first writes; those do not save checkpoints.
+
+    Args:
+        config: the experiment.
+        folder: the working directory, or "" for a new one.
+        resume: whether to go on with an unfinished run there, or to refuse it.
 
     Returns:
         The content of results.json.
@@ -41,11 +54,13 @@ def run(config: ml_collections.ConfigDict, folder: str) -> dict:
         return report.results(config, problem, outcome)
     hybrid = "-hybrid" if config.hybrid else ""
     label = f"{pathlib.Path(config.data.name).stem}-{config.method}{hybrid}"
-    target = workdir.prepare(folder, label)
-    workdir.write_json(target / "config.json", config.to_dict())
+    target = workdir.prepare(folder, label, config.to_dict(), resume=resume)
     metrics = target / "metrics.jsonl"
-    with contextlib.closing(progress.OneRun(metrics, method.stages(config))) as bars:
-        (outcome,) = method.run([problem], [config], bars)
+    with (
+        contextlib.closing(progress.OneRun(metrics, method.stages(config))) as bars,
+        resuming.keepers([config], [target]) as keepers,
+    ):
+        (outcome,) = method.run([problem], [config], bars, keepers)
     figures = report.results(config, problem, outcome)
     report.write(target, problem, outcome, figures)
     print(report.summary(figures, target))
@@ -53,7 +68,7 @@ def run(config: ml_collections.ConfigDict, folder: str) -> dict:
 
 
 def main(config: ml_collections.ConfigDict) -> None:
-    run(config, cli.WORKDIR.value)
+    run(config, cli.WORKDIR.value, resume=cli.RESUME.value == "auto")
 
 
 if __name__ == "__main__":

@@ -34,6 +34,7 @@ def optimization(config: ConfigDict, stage: str) -> training.Optimization:
             milestones=section.milestones,
             batch_size=section.batch_size,
             weight_decay=section.weight_decay,
+            on_divergence=section.on_divergence,
         )
     except ValueError as error:
         raise ValueError(f"config.{stage}: {error}") from error
@@ -73,6 +74,12 @@ def check(config: ConfigDict) -> None:
         )
     if config.devices < 0:
         raise ValueError(f"config.devices is {config.devices}; it must be >= 0")
+    for name, least in (("epochs", 1), ("seconds", 0), ("keep", 1)):
+        value = config.checkpoint[name]
+        if not value >= least:
+            raise ValueError(
+                f"config.checkpoint.{name} is {value}; it must be at least {least}"
+            )
     protocol(config)
     for stage in ("pretrain", "train"):
         optimization(config, stage)

@@ -23,7 +23,15 @@ from absl import flags
 
 from deepsad_jax import parallel
 from deepsad_jax.data import scenario, sources
-from experiments import cli, methods, progress, report, settings, workdir
+from experiments import (
+    cli,
+    methods,
+    progress,
+    report,
+    resuming,
+    settings,
+    workdir,
+)
 
 flags.adopt_module_key_flags(cli)
 SEEDS = flags.DEFINE_integer("seeds", 5, "Seeds 0, 1, ... this many.", 1)
@@ -110,15 +118,9 @@ def sweep(
 
 
 def _is_finished(config: Config, path: pathlib.Path) -> bool:
-    if not (path / workdir.RESULTS).exists():
-        return False
-    before = json.loads((path / "config.json").read_text())
-    now = json.loads(json.dumps(workdir.jsonable(config.to_dict())))
-    if before != now:
-        raise ValueError(
-            f"{path} holds a finished run with another config; choose another --workdir"
-        )
-    return True
+    if (path / workdir.CONFIG).exists():
+        workdir.check_same(path, config.to_dict())
+    return (path / workdir.RESULTS).exists()
 
 
 def _run_group(group, bars: progress.ManyRuns, draw: bool) -> None:
@@ -131,18 +133,19 @@ def _run_group(group, bars: progress.ManyRuns, draw: bool) -> None:
     for problem, single in zip(problems, configs, strict=True):
         method.check(problem, single)
     bars.starts(len(group))
-    outcomes = method.run(problems, configs, bars)
-    for single, path, problem, outcome in zip(
-        configs, paths, problems, outcomes, strict=True
-    ):
-        path.mkdir(parents=True, exist_ok=True)
-        workdir.write_json(path / "config.json", single.to_dict())
-        with workdir.atomic(path / "metrics.jsonl") as file:
-            for stage, history in outcome.history.items():
-                lines = progress.metric_lines(stage, history, 0, len(history["loss"]))
-                file.write(lines.encode())
-        figures = report.results(single, problem, outcome)
-        report.write(path, problem, outcome, figures, draw=draw)
+    for single, path in zip(configs, paths, strict=True):
+        workdir.prepare(str(path), "", single.to_dict())
+    with resuming.keepers(configs, paths) as keepers:
+        outcomes = method.run(problems, configs, bars, keepers)
+        for i, outcome in enumerate(outcomes):
+            with workdir.atomic(paths[i] / "metrics.jsonl") as file:
+                for stage, history in outcome.history.items():
+                    epochs = len(history["loss"])
+                    lines = progress.metric_lines(stage, history, 0, epochs)
+                    file.write(lines.encode())
+            figures = report.results(configs[i], problems[i], outcome)
+            report.write(paths[i], problems[i], outcome, figures, draw=draw)
+            keepers[i].discard()
 
 
 def summarise(configs: list[Config], results: list[dict]) -> list[dict]:

@@ -7,24 +7,32 @@ import json
 import math
 import os
 import pathlib
+import shutil
 import tempfile
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
-RESULTS = "results.json"
+CONFIG, RESULTS = "config.json", "results.json"
+_MAY_DIFFER = ("devices", "checkpoint")
+_PARTIAL = ".partial"
 
 
-def prepare(path: str, label: str) -> pathlib.Path:
-    """Makes the folder of a new experiment.
+def prepare(
+    path: str, label: str, config: dict | None = None, *, resume: bool = True
+) -> pathlib.Path:
+    """Makes the folder of an experiment, or takes that of an unfinished one.
 
     Args:
         path: the folder, or "" for a new one under `runs/`, named by label and time.
         label: what is run.
+        config: of the experiment; it is written to config.json.
+        resume: whether an unfinished experiment may be gone on with.
 
     Raises:
-        ValueError: if it holds a finished experiment, or is not a folder.
+        ValueError: if it holds a finished experiment, or one of another config, or is
+            not a folder.
         OSError: if it cannot be written.
     """
     if not path:
@@ -38,10 +46,54 @@ def prepare(path: str, label: str) -> pathlib.Path:
             f"--workdir {folder} holds a finished experiment, which is never "
             "overwritten; choose another folder, or move this one away"
         )
+    if config is not None and (folder / CONFIG).exists():
+        if not resume:
+            raise ValueError(
+                f"--workdir {folder} holds an unfinished experiment; choose another "
+                "folder, or go on with it by --resume=auto"
+            )
+        check_same(folder, config)
     folder.mkdir(parents=True, exist_ok=True)
     if not os.access(folder, os.W_OK):
         raise PermissionError(f"--workdir {folder} cannot be written")
+    # What a process that was killed had not yet given its name.
+    for left in (*folder.glob(f".*{_PARTIAL}"), *folder.glob("model.orbax-*")):
+        shutil.rmtree(left) if left.is_dir() else left.unlink()
+    if config is not None:
+        write_json(folder / CONFIG, config)
     return folder
+
+
+def check_same(folder: pathlib.Path, config: dict) -> None:
+    """Raises ValueError that shows the difference to the config in a folder, if any.
+
+    How a run is computed, on how many devices and with which checkpoints, may differ.
+    """
+    path = folder / CONFIG
+    try:
+        before = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+    now = json.loads(json.dumps(jsonable(config)))
+    before, now = (dict(_flat(content)) for content in (before, now))
+    changes = [
+        f"{name} was {before.get(name)}, is {now.get(name)}"
+        for name in sorted({*before, *now})
+        if before.get(name) != now.get(name) and name.split(".")[0] not in _MAY_DIFFER
+    ]
+    if changes:
+        raise ValueError(
+            f"{folder} holds a run of another config ({'; '.join(changes)}); choose "
+            "another --workdir"
+        )
+
+
+def _flat(content: dict, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in content.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
 
 
 def _unused(path: pathlib.Path) -> pathlib.Path:
@@ -53,7 +105,9 @@ def _unused(path: pathlib.Path) -> pathlib.Path:
 def atomic(path: str | os.PathLike) -> Iterator[io.BufferedWriter]:
     """A binary file that appears under its name only once it is complete."""
     path = pathlib.Path(path)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    handle, temporary = tempfile.mkstemp(
+        dir=path.parent, prefix=f".{path.name}.", suffix=_PARTIAL
+    )
     try:
         with os.fdopen(handle, "wb") as file:
             yield file

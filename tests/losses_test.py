@@ -5,6 +5,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.integrate
+import scipy.special
+import scipy.stats
+import sklearn.metrics
 from jax import test_util
 
 from deepsad_jax import losses
@@ -76,14 +80,162 @@ def test_reconstruction_error_averages_over_pixels_and_channels():
     np.testing.assert_allclose(losses.reconstruction_error(x, y), expected, rtol=1e-6)
 
 
+def test_hypersphere_gradient_is_continuous_where_its_forms_meet():
+    def gradient(z):
+        loss = losses.hypersphere_loss(jnp.array([[z]]), jnp.zeros(1), jnp.zeros(1))
+        return loss[0]
+
+    actual = [jax.grad(gradient)(z) for z in (0.999, 1.0, 1.001)]
+    np.testing.assert_allclose(actual, np.sqrt(0.5), rtol=2e-3)
+
+
+@pytest.mark.parametrize("loss", [losses.deep_sad_loss, losses.hypersphere_loss])
 @pytest.mark.parametrize("semi_target", [-1, 0, 1])
 @pytest.mark.parametrize("distance", [0.0, 1e-30, 1e-3, 1.0, 1e15, 1e25])
-def test_deep_sad_gradient_is_finite(semi_target, distance):
-    def loss(z):
-        return jnp.sum(losses.deep_sad_loss(z, jnp.array([semi_target]), CENTER))
+def test_gradients_are_finite(loss, semi_target, distance):
+    def total(z):
+        return jnp.sum(loss(z, jnp.array([semi_target]), CENTER))
 
-    gradient = jax.grad(loss)(jnp.asarray(CENTER + distance)[None])
+    value, gradient = jax.value_and_grad(total)(jnp.asarray(CENTER + distance)[None])
     assert np.isfinite(gradient).all()
+    assert value >= 0
+
+
+def test_hypersphere_loss_is_the_cross_entropy_of_the_publication(embeddings):
+    semi_targets = np.array([0, 1, -1, 0, 1, -1, 0])
+    z = embeddings.astype(np.float64) - CENTER
+    huber = np.sqrt(np.sum(z**2, axis=1) + 1) - 1
+    # Cross-entropy of the probability exp(-h) that an example is normal.
+    expected = -scipy.special.xlogy(semi_targets >= 0, np.exp(-huber))
+    expected -= scipy.special.xlogy(semi_targets < 0, 1 - np.exp(-huber))
+    expected *= np.where(semi_targets == 0, 1.0, 0.3)
+    actual = losses.hypersphere_loss(embeddings, semi_targets, CENTER, eta=0.3)
+    np.testing.assert_allclose(actual, expected, rtol=1e-5)
+
+
+def test_hypersphere_loss_is_accurate_near_the_center():
+    z = np.array([[1e-4, 0, 0], [1e-4, 0, 0]])
+    actual = losses.hypersphere_loss(z, np.array([0, -1]), np.zeros(3), epsilon=1e-12)
+    # h = 1e-8 / 2 for d = 1e-8, and -log(1 - exp(-h)) = -log h.
+    np.testing.assert_allclose(actual, [5e-9, -np.log(5e-9)], rtol=1e-3)
+
+
+def test_deviation_loss_is_that_of_the_publication():
+    scores = np.array([-1.0, 4.0, 4.0, 40.0, 4.0, 9.0])
+    semi_targets = np.array([0, 0, -1, -1, 1, 1])
+    deviation = (scores - 2.0) / 4.0
+    anomalous = semi_targets < 0
+    expected = (1 - anomalous) * np.abs(deviation)
+    expected += anomalous * np.maximum(0, 3.0 - deviation)
+    expected *= np.where(semi_targets == 0, 1.0, 0.5)
+    actual = losses.deviation_loss(
+        scores, semi_targets, eta=0.5, mean=2.0, std=4.0, margin=3.0
+    )
+    np.testing.assert_allclose(actual, expected, rtol=1e-6)
+
+
+def test_classification_loss_is_the_log_loss_against_all_others():
+    logits = np.random.default_rng(0).normal(size=30) * 3
+    semi_targets = np.random.default_rng(1).integers(-1, 2, 30)
+    expected = sklearn.metrics.log_loss(semi_targets < 0, scipy.special.expit(logits))
+    actual = np.mean(losses.classification_loss(logits, semi_targets))
+    np.testing.assert_allclose(actual, expected, rtol=1e-5)
+
+
+def test_bernoulli_log_likelihood_is_that_of_scipy():
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=(5, 8)) * 2
+    p = scipy.special.expit(logits)
+    ones = rng.integers(0, 2, (5, 8))
+    expected = scipy.stats.bernoulli.logpmf(ones, p).sum(axis=1)
+    actual = losses.bernoulli_log_likelihood(ones, logits)
+    np.testing.assert_allclose(actual, expected, rtol=1e-5)
+    grey = rng.random((5, 8))
+    expected = np.sum(grey * np.log(p) + (1 - grey) * np.log(1 - p), axis=1)
+    actual = losses.bernoulli_log_likelihood(grey, logits)
+    np.testing.assert_allclose(actual, expected, rtol=1e-5)
+    # Certain and right, certain and wrong, without overflow.
+    actual = losses.bernoulli_log_likelihood(np.ones((2, 1)), np.array([[200], [-200]]))
+    np.testing.assert_allclose(actual, [0.0, -200.0])
+
+
+def test_gaussian_log_density_is_that_of_scipy():
+    z, mean, log_var = np.random.default_rng(0).normal(size=(3, 4, 5))
+    for i in range(4):
+        normal = scipy.stats.multivariate_normal(mean[i], np.diag(np.exp(log_var[i])))
+        actual = losses.gaussian_log_density(z[i], mean[i], log_var[i])
+        np.testing.assert_allclose(actual, normal.logpdf(z[i]), rtol=1e-5)
+    expected = scipy.stats.norm.logpdf(z).sum(axis=1)
+    np.testing.assert_allclose(losses.gaussian_log_density(z), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("mean", "log_var"), [(0.0, 0.0), (1.5, -2.0), (-0.3, 1.0)])
+def test_gaussian_kl_is_the_integral(mean, log_var):
+    q = scipy.stats.norm(mean, np.exp(log_var / 2))
+
+    def integrand(z):
+        return q.pdf(z) * (q.logpdf(z) - scipy.stats.norm.logpdf(z))
+
+    expected, _ = scipy.integrate.quad(integrand, -20, 20, points=[mean])
+    actual = losses.gaussian_kl(np.array([mean]), np.array([log_var]))
+    np.testing.assert_allclose(actual, expected, atol=1e-6, rtol=1e-5)
+
+
+def test_lower_bound_is_tight_for_the_true_posterior_and_low_for_another():
+    rng = np.random.default_rng(0)
+    x, logits = rng.random(6), rng.normal(size=6)
+    # A decoder that ignores the code: the posterior is the prior, p(x) the likelihood.
+    evidence = losses.bernoulli_log_likelihood(x, logits)
+    z = rng.normal(size=3)
+    tight = losses.evidence_lower_bound(x, logits, z, np.zeros(3), np.zeros(3))
+    np.testing.assert_allclose(tight, evidence, rtol=1e-6)
+    # The mean of another one's is low by the divergence from the posterior.
+    mean, log_var = np.array([0.5, -1.0, 0.0]), np.array([0.2, 0.0, -0.7])
+    z = mean + np.exp(log_var / 2) * rng.normal(size=(200_000, 3))
+    like = [np.broadcast_to(a, (len(z), 6)) for a in (x, logits)]
+    loose = losses.evidence_lower_bound(*like, z, mean, log_var)
+    expected = evidence - losses.gaussian_kl(mean, log_var)
+    np.testing.assert_allclose(np.mean(loose), expected, atol=0.02)
+
+
+def test_m2_loss_is_that_of_the_publication():
+    rng = np.random.default_rng(0)
+    bounds = rng.normal(size=(6, 2)) * 5
+    q = rng.dirichlet([1, 1], 6)
+    semi_targets = np.array([0, 1, -1, 0, 1, -1])
+    expected = []
+    for i, target in enumerate(semi_targets):
+        if target == 0:
+            expected.append(-q[i] @ bounds[i] - scipy.stats.entropy(q[i]))
+        else:
+            y = 0 if target == 1 else 1
+            expected.append(-bounds[i, y] - 0.3 * np.log(q[i, y]))
+    actual = losses.m2_loss(bounds, np.log(q), semi_targets, alpha=0.3)
+    np.testing.assert_allclose(actual, expected, rtol=1e-5)
+
+
+def test_m2_loss_of_the_best_classifier_is_the_marginal_likelihood():
+    # Over q the unlabelled bound is largest at the posterior: log of the summed bounds.
+    bounds = np.array([[-3.0, -4.5]])
+    posterior = scipy.special.log_softmax(bounds, axis=1)
+    best = losses.m2_loss(bounds, posterior, np.zeros(1))
+    np.testing.assert_allclose(best, -scipy.special.logsumexp(bounds), rtol=1e-6)
+    other = losses.m2_loss(bounds, np.log([[0.6, 0.4]]), np.zeros(1))
+    assert other > best
+
+
+@pytest.mark.parametrize(
+    ("semi_targets", "expected"),
+    [
+        ([0, 0, 1, -1], (1 + 2) / 2 + (3 + 5) / 2),
+        ([0, 0, 0, 1], (1 + 2 + 3) / 3 + 5),
+        ([0, 0, 0, 0], 11 / 4),  # no labelled example
+        ([1, -1, 1, 1], 11 / 4),  # no unlabelled example
+    ],
+)
+def test_balanced_losses_have_the_sum_of_both_means(semi_targets, expected):
+    weighted = losses.balanced(jnp.array([1.0, 2.0, 3.0, 5.0]), jnp.array(semi_targets))
+    np.testing.assert_allclose(jnp.mean(weighted), expected, rtol=1e-6)
 
 
 def test_soft_boundary_gradient_is_finite_at_zero():
@@ -106,27 +258,35 @@ def test_anomalies_are_pushed_away_and_normals_pulled_in(embeddings):
     assert (np.sum(gradient(0) * outwards, axis=1) > 0).all()
 
 
-def test_deep_sad_gradient_against_finite_differences(embeddings):
+OF_EMBEDDINGS = {
+    "deep_sad": lambda z, y: losses.deep_sad_loss(z, y, CENTER, eta=0.5),
+    "hypersphere": lambda z, y: losses.hypersphere_loss(z, y, CENTER, eta=0.5),
+    "deviation": lambda z, y: losses.deviation_loss(z[..., 0], y, eta=0.5),
+    "one_class": lambda z, y: losses.one_class_loss(z, CENTER),
+    "soft_boundary": lambda z, y: losses.soft_boundary_loss(z, CENTER, 1.0, nu=0.2),
+    "classification": lambda z, y: losses.classification_loss(z[..., 0], y),
+    "bernoulli": lambda z, y: losses.bernoulli_log_likelihood(jax.nn.sigmoid(z), z),
+    "kl": lambda z, y: losses.gaussian_kl(z, z[..., ::-1]),
+    "bound": lambda z, y: losses.evidence_lower_bound(
+        z, z**2, 2 * z, z + 1, jnp.sin(z)
+    ),
+    "m2": lambda z, y: losses.m2_loss(
+        jnp.sin(z[..., :2]), jax.nn.log_softmax(z[..., 1:]), y, alpha=0.3
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OF_EMBEDDINGS)
+def test_gradients_against_finite_differences(name, embeddings):
     targets = jnp.array([0, 1, -1, 0, 1, -1, 0])
     with jax.enable_x64(True):
         z = jnp.asarray(embeddings, jnp.float64)
         test_util.check_grads(
-            lambda z: losses.deep_sad_loss(z, targets, CENTER, eta=0.7),
-            (z,),
-            order=1,
-            rtol=1e-6,
+            lambda z: OF_EMBEDDINGS[name](z, targets), (z,), order=1, rtol=1e-6
         )
 
 
-@pytest.mark.parametrize(
-    "loss",
-    [
-        lambda z, y: losses.deep_sad_loss(z, y, CENTER, eta=0.5),
-        lambda z, y: losses.one_class_loss(z, CENTER),
-        lambda z, y: losses.soft_boundary_loss(z, CENTER, 1.0, nu=0.2),
-    ],
-    ids=["deep_sad", "one_class", "soft_boundary"],
-)
+@pytest.mark.parametrize("loss", OF_EMBEDDINGS.values(), ids=OF_EMBEDDINGS)
 def test_jit_and_vmap_agree_with_eager(loss, embeddings):
     targets = np.array([0, 1, -1, 0, 1, -1, 0])
     eager = loss(embeddings, targets)
@@ -154,3 +314,19 @@ def test_wrong_arguments_are_named(embeddings):
         losses.soft_boundary_loss(embeddings, CENTER, 1.0, nu=1.5)
     with pytest.raises(ValueError, match="reconstruction has shape"):
         losses.reconstruction_error(embeddings, CENTER)
+    with pytest.raises(ValueError, match="eta is -1.*must be > 0"):
+        losses.hypersphere_loss(embeddings, np.zeros(7), CENTER, eta=-1)
+    with pytest.raises(ValueError, match=r"semi_targets has shape \(7,\), but scores"):
+        losses.deviation_loss(np.zeros(6), np.zeros(7))
+    with pytest.raises(ValueError, match=r"but logits has shape \(7, 1\)"):
+        losses.classification_loss(np.zeros((7, 1)), np.zeros(7))
+    with pytest.raises(ValueError, match=r"but losses has shape \(7, 1\)"):
+        losses.balanced(jnp.zeros((7, 1)), np.zeros(7))
+    with pytest.raises(ValueError, match="margin is 0"):
+        losses.deviation_loss(np.zeros(7), np.zeros(7), margin=0)
+    with pytest.raises(ValueError, match="logits has shape"):
+        losses.bernoulli_log_likelihood(embeddings, CENTER)
+    with pytest.raises(ValueError, match="alpha is -0.1"):
+        losses.m2_loss(np.zeros((7, 2)), np.zeros((7, 2)), np.zeros(7), alpha=-0.1)
+    with pytest.raises(ValueError, match=r"log_q has shape \(7, 3\)"):
+        losses.m2_loss(np.zeros((7, 2)), np.zeros((7, 3)), np.zeros(7))

@@ -15,14 +15,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from deepsad_jax import deep_sad, parallel, training
+from deepsad_jax import deep_sad, dgm, networks, parallel, supervised, training
 
 STAGE = training.Optimization(1e-3, epochs=3, milestones=(2,), batch_size=16)
 
 
 def problem(network, seed=0, size=70):
     rng = np.random.default_rng(seed)
-    shape = deep_sad.networks.resolve(network).input_shape
+    shape = networks.resolve(network).input_shape
     x = rng.random((90, *shape), np.float32)
     data = training.training_set(x, rng.integers(-1, 2, size), np.arange(size))
     return training.padded(data, 80)
@@ -99,6 +99,55 @@ def check_shared_inputs():
         assert largest_difference(single, run) == 0.0
 
 
+def fit_other(method, network, key, data, execution):
+    options = {"network": network, "train": STAGE, "execution": execution}
+    if method == "supervised":
+        return supervised.fit(key, data, **options), supervised.score
+    if method in dgm.METHODS:
+        model = dgm.fit(key, data, method=method, pretrain=STAGE, **options)
+        return model, dgm.score
+    options |= {"loss": method, "record_groups": True, "pretrain": STAGE}
+    return deep_sad.fit(key, data, **options), deep_sad.score
+
+
+def arrays_of(model):
+    return model.replace(seconds={})
+
+
+def check_methods(network, per_step, methods):
+    """Other methods than Deep SAD: one device, four that share batches, many runs."""
+    keys = [jax.random.key(seed) for seed in range(3)]
+    runs = [problem(network, seed, size=60 + 3 * seed) for seed in range(3)]
+    for method in methods:
+        one = parallel.Execution(per_step=per_step)
+        singles = []
+        for key, data in zip(keys, runs, strict=True):
+            model, score = fit_other(method, network, key, data, one)
+            singles.append((arrays_of(model), score(model, data.x, execution=one)))
+        four = parallel.Execution(per_step=per_step, devices=4)
+        model, _ = fit_other(method, network, keys[0], runs[0], four)
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4),
+            arrays_of(model),
+            singles[0][0],
+        )
+        if per_step:
+            continue
+        many = parallel.Execution(
+            many=True, together=False, shared_inputs=False, devices=2
+        )
+        stacked = parallel.stack(runs, many)
+        keys_of_runs = parallel.stack(keys, many)
+        model, _ = fit_other(method, network, keys_of_runs, stacked, many)
+        scores = parallel.unstack(score(model, stacked.x, execution=many), 3)
+        for single, run, found in zip(
+            singles, parallel.unstack(arrays_of(model), 3), scores, strict=True
+        ):
+            jax.tree.map(np.testing.assert_array_equal, run, single[0])
+            np.testing.assert_array_equal(found, single[1])
+        print(method, "agrees")
+
+
 def check_processes(address, process, path):
     jax.distributed.initialize(address, 2, process)
     assert jax.device_count() == 4 and jax.local_device_count() == 2
@@ -140,6 +189,9 @@ def finish(*processes):
         # Batched matrix products sum in another order.
         "check_run_parallel('thyroid_mlp', True, 2e-5)",
         "check_shared_inputs()",
+        "check_methods('thyroid_mlp', False, ['m1_m2', 'supervised'])",
+        "check_methods('thyroid_mlp', False, ['soft_boundary'])",
+        "check_methods('digits_LeNet', True, ['m2'])",
     ],
 )
 def test_devices_agree(check):

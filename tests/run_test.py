@@ -73,6 +73,7 @@ def test_a_run_leaves_everything_behind(finished):
         "score_histogram.png",
         "curves.png",
         "losses.png",
+        "groups.png",
         "samples.png",
     }
     assert "AUROC" in done.stdout and str(folder) in done.stdout
@@ -156,6 +157,76 @@ def test_deep_sad_beats_its_autoencoder_on_a_table(name, tmp_path):
     assert results["auroc"] > results["ae_auroc"]
 
 
+DEEP = (
+    *(("digits", "deep_sad", loss) for loss in ("hypersphere", "deviation")),
+    *(("digits", "deep_svdd", loss) for loss in ("one_class", "soft_boundary")),
+    *(("digits", name, "") for name in ("autoencoder", "vae", "m2", "m1_m2")),
+    *(("breast_cancer", name, "") for name in ("vae", "m2", "m1_m2")),
+    *((name, "supervised", "") for name in ("digits", "breast_cancer")),
+)
+
+
+@pytest.mark.parametrize(("data", "method", "loss"), DEEP)
+def test_every_deep_method_knows_more_than_chance(data, method, loss, tmp_path):
+    config = config_of(data, **{"method": method, "train.loss": loss})
+    config.pretrain.epochs = config.train.epochs = 40
+    results = run.run(config, str(tmp_path / "run"))
+    with np.load(tmp_path / "run" / "scores.npz") as scores:
+        label, score = scores["label"], scores["score"]
+    assert np.isfinite(score).all()
+    assert len(np.unique(score)) > 0.9 * len(score)
+    # The AUROC of scores that know nothing has this standard deviation; a detector
+    # whose assumptions hold is five of them above one half.
+    normal, anomalous = np.sum(label == 0), np.sum(label == 1)
+    chance = np.sqrt((normal + anomalous + 1) / (12 * normal * anomalous))
+    assert results["auroc"] > 0.5 + 5 * chance
+    stages = {
+        json.loads(line)["stage"] for line in open(tmp_path / "run/metrics.jsonl")
+    }
+    times = {"pretrain": "ae_train_seconds", "train": "train_seconds"}
+    assert stages == {stage for stage, name in times.items() if name in results}
+
+
+def test_the_autoencoder_is_the_one_that_deep_sad_starts_from(finished, tmp_path):
+    folder, _ = finished
+    config = config_of("digits", method="autoencoder", seed=3)
+    config.pretrain.epochs = 2
+    results = run.run(config, str(tmp_path / "run"))
+    assert results["auroc"] == read(folder / "results.json")["ae_auroc"]
+    assert "train_seconds" not in results
+    # And its model is one to start from.
+    config = config_of("digits", seed=3, load_model=str(tmp_path / "run" / "model"))
+    config.train.epochs = 3
+    results = run.run(config, str(tmp_path / "continued"))
+    assert results["auroc"] == read(folder / "results.json")["auroc"]
+
+
+def test_groups_are_in_the_metrics_with_null_for_what_is_not_there(finished):
+    folder, _ = finished
+    lines = [json.loads(line) for line in open(folder / "metrics.jsonl")]
+    for line in lines[2:]:
+        assert line["distance_anomaly"] > 0 and line["distance_unlabelled"] > 0
+        assert line["distance_normal"] is None  # none is known
+        assert line["log_det_anomaly"] is None  # twelve, in 32 dimensions
+        assert line["log_det_unlabelled"] <= line["isotropic_unlabelled"]
+    assert "distance_unlabelled" not in lines[0]
+
+
+def test_models_of_other_methods_are_refused(finished, tmp_path):
+    folder, _ = finished
+    config = config_of("digits", method="m2", load_model=str(folder / "model"))
+    with pytest.raises(
+        ValueError, match="is a model of deep_sad .*, from which m2 cannot"
+    ):
+        run.run(config, str(tmp_path / "run"))
+    config = config_of("digits", method="supervised")
+    config.train.epochs = 1
+    run.run(config, str(tmp_path / "supervised"))
+    config = config_of("digits", load_model=str(tmp_path / "supervised" / "model"))
+    with pytest.raises(ValueError, match="model of supervised, from which deep_sad"):
+        run.run(config, str(tmp_path / "run"))
+
+
 def test_one_class_in_the_test_set_leaves_the_figures_undefined(tmp_path):
     path = tmp_path / "normal.npz"
     x = np.random.default_rng(0).random((80, 4))
@@ -205,6 +276,16 @@ def test_wrong_commands_get_one_sentence(arguments, message):
         ({"data.normal_class": 10}, "normal_class is 10; the classes are"),
         ({"data.ratio_known_outlier": 0.9}, "labelled anomalies"),
         ({"data.name": "emnist"}, "no data set 'emnist'"),
+        ({"train.loss": "one_class"}, "config.train.loss is 'one_class'; for deep_sad"),
+        ({"method": "deep_svdd", "train.nu": 1.0}, "config.train.nu is 1.0"),
+        ({"method": "m2", "m2.alpha": -1.0}, "config.m2.alpha is -1.0"),
+        ({"method": "m2", "hybrid": True}, "config.hybrid .* m2 is deep by itself"),
+        ({"method": "m1_m2", "pretrain.enabled": False}, "stacks M2 on a pretrained"),
+        ({"method": "vae", "pretrain.enabled": False}, "in the stage pretrain alone"),
+        (
+            {"method": "supervised", "data.ratio_known_outlier": 0.0},
+            "learns from known anomalies, but there are none",
+        ),
     ],
 )
 def test_wrong_configs_are_refused_before_anything_is_written(

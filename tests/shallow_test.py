@@ -165,7 +165,7 @@ def test_a_hybrid_works_on_the_codes_and_its_autoencoder_serves_again(tmp_path):
         ({"method": "ocsvm", "ocsvm.nu": 2.0}, r"nu is 2.0; it must be in \(0, 1\]"),
         ({"method": "kde", "kde.kernel": "cosine"}, "kernel is 'cosine'; it must be"),
         ({"method": "isoforest", "isoforest.n_trees": 0}, "isoforest.n_trees is 0"),
-        ({"load_model": "tests"}, "config.load_model is for deep_sad and hybrids"),
+        ({"load_model": "tests"}, "config.load_model is for networks and hybrids"),
         ({"hybrid": True, "pretrain.enabled": False}, "needs the codes of an autoenc"),
         ({"method": "deep_sad", "hybrid": True}, "hybrid is for the shallow baselines"),
     ],

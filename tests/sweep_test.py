@@ -23,9 +23,19 @@ def read(path):
     return json.loads(path.read_text())
 
 
-@pytest.mark.parametrize("name", ["breast_cancer", "digits"])
-def test_runs_of_a_sweep_are_those_of_the_single_command(name, tmp_path):
+@pytest.mark.parametrize(
+    ("name", "method"),
+    [
+        ("breast_cancer", "deep_sad"),
+        ("digits", "deep_sad"),
+        ("breast_cancer", "m1_m2"),
+        ("digits", "m2"),
+        ("digits", "vae"),
+    ],
+)
+def test_runs_of_a_sweep_are_those_of_the_single_command(name, method, tmp_path):
     config = quick(name)
+    config.method = method
     configs = sweep.expand(config, {"data.ratio_pollution": [0.0, 0.05]}, seeds=2)[1:]
     results = sweep.sweep(configs, str(tmp_path / "sweep"))
     assert len({result["n_train"] for result in results}) == 2

@@ -1,10 +1,12 @@
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
-from deepsad_jax import deep_sad, parallel, training
+from deepsad_jax import deep_sad, dgm, parallel, training
 
 NETWORK = "thyroid_mlp"
 LOOP = parallel.Execution()
@@ -155,9 +157,64 @@ def test_divergence_names_the_epoch(data):
         training.fit(advance, state, data, jax.random.key(0), epochs=6)
 
 
+def fit_vae(data, learning_rate, on_divergence="rollback", execution=LOOP, **options):
+    optimization = training.Optimization(
+        learning_rate,
+        epochs=8,
+        batch_size=16,
+        weight_decay=0.0,
+        on_divergence=on_divergence,
+    )
+    options = {"network": NETWORK, "method": "vae", "pretrain": optimization, **options}
+    key = options.pop("key", jax.random.key(0))
+    return dgm.fit(key, data, execution=execution, **options)
+
+
+def test_rollback_goes_on_with_a_smaller_learning_rate(data, caplog):
+    data = data._replace(x=jnp.clip(data.x, 0, 1))
+    with pytest.raises(training.DivergenceError, match="training diverged"):
+        fit_vae(data, 1e3, "stop")
+    fitted = fit_vae(data, 1e3)
+    assert np.isfinite(fitted.history["pretrain"]["loss"]).all()
+    assert "rolled back, the learning rate is now times 1e-01" in caplog.text
+    # Where nothing diverges, nothing changes.
+    calm = [fit_vae(data, 1e-3, on) for on in ("rollback", "stop")]
+    jax.tree.map(np.testing.assert_array_equal, calm[0].params, calm[1].params)
+
+
+def test_rollback_does_not_depend_on_the_pieces_of_training(data, monkeypatch):
+    data = data._replace(x=jnp.clip(data.x, 0, 1))
+    whole = fit_vae(data, 1e3)
+    clock = itertools.count()  # a second for each piece: an epoch at a time
+    monkeypatch.setattr(training.time, "perf_counter", lambda: float(next(clock)))
+    stepwise = fit_vae(data, 1e3)
+    jax.tree.map(np.testing.assert_array_equal, whole.params, stepwise.params)
+
+
+def test_rollback_gives_up_after_five_times(data):
+    data = data._replace(x=jnp.clip(data.x, 0, 1))
+    with pytest.raises(
+        training.DivergenceError, match="rolled back five times already"
+    ):
+        fit_vae(data, 1e30)
+
+
+def test_rollback_slows_only_the_runs_that_diverge(data):
+    data = data._replace(x=jnp.clip(data.x, 0, 1))
+    many = parallel.Execution(many=True, together=False)
+    keys = [jax.random.key(i) for i in range(6)]
+    stacked = parallel.stack([data._replace(x=0)] * 6, many)._replace(x=data.x)
+    together = fit_vae(stacked, 30.0, key=parallel.stack(keys, many), execution=many)
+    runs = parallel.unstack(together.replace(seconds={}), 6)
+    for key, run in zip(keys, runs, strict=True):
+        single = fit_vae(data, 30.0, key=key)
+        jax.tree.map(np.testing.assert_array_equal, run.params, single.params)
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
+        ({"on_divergence": "panic"}, "on_divergence is panic; it must be stop or"),
         ({"learning_rate": 0.0}, "learning_rate is 0.0; it must be > 0"),
         ({"learning_rate": float("nan")}, "learning_rate is nan"),
         ({"epochs": -1}, "epochs is -1; it must be >= 0"),

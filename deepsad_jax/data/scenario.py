@@ -6,6 +6,7 @@ the unlabelled, as the ratios ask for. The test set is kept whole.
 """
 
 import dataclasses
+import numbers
 from typing import NamedTuple
 
 import numpy as np
@@ -13,6 +14,9 @@ import numpy as np
 from deepsad_jax.data import sources
 
 TEST_SHARE = 0.4
+# Test values further from a column's training minimum, in widths of its training part,
+# would overflow float32 once they are squared.
+_FARTHEST = 1e12
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,12 +41,17 @@ class Protocol:
     ratio_pollution: float = 0.0
 
     def __post_init__(self):
-        ratios = ("ratio_known_normal", "ratio_known_outlier", "ratio_pollution")
-        for name in ratios:
-            if not 0 <= getattr(self, name) < 1:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            is_ratio = field.name.startswith("ratio")
+            kind = numbers.Real if is_ratio else numbers.Integral
+            if not isinstance(value, kind):
                 raise ValueError(
-                    f"{name} is {getattr(self, name)}; it must be in [0, 1)"
+                    f"{field.name} is {value!r}; it must be "
+                    f"{'in [0, 1)' if is_ratio else 'an integer'}"
                 )
+            if is_ratio and not 0 <= value < 1:
+                raise ValueError(f"{field.name} is {value}; it must be in [0, 1)")
         if self.ratio_known_normal + self.ratio_known_outlier >= 1:
             raise ValueError(
                 "ratio_known_normal and ratio_known_outlier add up to "
@@ -110,7 +119,17 @@ def counts(n_normal: int, protocol: Protocol) -> Counts:
             [0.0, -r_pollution, 1.0 - r_pollution, 0.0],
         ]
     )
-    solution = np.linalg.solve(equations, [n_normal, 0.0, 0.0, 0.0])
+    try:
+        solution = np.linalg.solve(equations, [n_normal, 0.0, 0.0, 0.0])
+        solvable = np.abs(solution).max() < 2**53
+    except np.linalg.LinAlgError:
+        solvable = False
+    if not solvable:
+        raise ValueError(
+            f"ratio_known_normal {r_normal}, ratio_known_outlier {r_outlier} and "
+            f"ratio_pollution {r_pollution} leave no room for normal examples; lower "
+            "them"
+        )
     return Counts(*(int(number) for number in solution))
 
 
@@ -209,8 +228,12 @@ def make(source: sources.Source, protocol: Protocol, seed: int) -> Scenario:
         seed: decides split and draw.
 
     Raises:
-        ValueError: as `draw` does, or if a class is too small to be split.
+        ValueError: as `draw` does, if the arrays do not fit together, a class is too
+            small to be split, or a table has values that are not finite or far off.
     """
+    if not isinstance(seed, numbers.Integral) or not 0 <= seed < 2**32:
+        raise ValueError(f"seed is {seed!r}; it must be an integer in [0, 2^32)")
+    source = sources.checked(source)
     x, labels, x_test, labels_test = source[:4]
     if x_test is None:
         train, test = _split(labels, seed)
@@ -224,6 +247,12 @@ def make(source: sources.Source, protocol: Protocol, seed: int) -> Scenario:
     else:
         indices, semi_targets = draw(labels, protocol, seed)
         labels_test = (labels_test != protocol.normal_class).astype(np.int64)
+    if not len(indices):
+        raise ValueError(
+            "the ratios leave no training example; lower ratio_known_normal or "
+            f"ratio_pollution, or add examples of the normal class "
+            f"{protocol.normal_class}"
+        )
     if x.ndim == 2:
         x, x_test = _scale(x, x_test)
     return Scenario(x, indices, semi_targets, x_test, labels_test, test)
@@ -257,7 +286,24 @@ def _scale(x: np.ndarray, x_test: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
                 f", column {column}; {bad.sum()} such values in all); remove or impute "
                 "them"
             )
-    low = x.min(axis=0)
-    span = x.max(axis=0) - low
+    low, high = x.min(axis=0), x.max(axis=0)
+    with np.errstate(over="ignore"):
+        span = high - low
+    if not np.isfinite(span).all():
+        column = int(np.argmin(np.isfinite(span)))
+        raise ValueError(
+            f"column {column} of the table has values from {low[column]} to "
+            f"{high[column]}, too far apart for float64; rescale it"
+        )
     span[span == 0] = 1.0  # a constant column carries nothing, and stays
-    return tuple(((t - low) / span).astype(np.float32) for t in (x, x_test))
+    with np.errstate(over="ignore"):
+        x, x_test = ((t - low) / span for t in (x, x_test))
+    far = ~(np.abs(x_test) <= _FARTHEST)
+    if far.any():
+        row, column = (int(i) for i in np.argwhere(far)[0])
+        raise ValueError(
+            f"the test part of the table has a value too far from the training part's, "
+            f"which are from {low[column]} to {high[column]} (row {row}, column "
+            f"{column}; {far.sum()} such values in all); clip or remove them"
+        )
+    return x.astype(np.float32), x_test.astype(np.float32)

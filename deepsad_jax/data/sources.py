@@ -77,6 +77,16 @@ ODDS = {
 }
 NAMES = (*EMBEDDED, *IMAGES, *ODDS)
 SUFFIXES = (".npz", ".mat", ".csv")
+# What to do about a file that cannot be read.
+_DAMAGED = "it may be incomplete or not what its name says: get it again"
+_ADVICE = {
+    ".npz": _DAMAGED,
+    ".mat": f"{_DAMAGED}, or save it by save -v7",
+    ".csv": "every cell must be a number, the label included",
+}
+# What the arrays are called in files.
+_SPLIT = Source("x_train", "y_train", "x_test", "y_test", "semi_targets")
+_WHOLE = Source("X", "y")
 
 
 def load(
@@ -96,6 +106,8 @@ def load(
         ValueError: if there is no such data set, or a file does not hold what it must.
         FileNotFoundError: if the data are not there and cannot be downloaded.
     """
+    if not isinstance(name, (str, os.PathLike)):
+        raise ValueError(f"the data set is {name!r}; it must be a name or a path")
     if pathlib.Path(name).suffix in SUFFIXES:
         return read_file(name)
     if name not in NAMES:
@@ -143,79 +155,138 @@ def read_file(path: str | os.PathLike) -> Source:
     try:
         arrays = readers[path.suffix](path)
     except Exception as error:  # the readers raise many kinds for damaged files
-        advice = (
-            "every cell must be a number, the label included"
-            if path.suffix == ".csv"
-            else "it may be incomplete or not what its name says: get it again"
-        )
+        cause = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(
-            f"{path} cannot be read as {path.suffix} ({error}); {advice}"
+            f"{path} cannot be read as {path.suffix} ({cause.rstrip('.')}); "
+            f"{_ADVICE[path.suffix]}"
         ) from error
-    return _source(path, {name.lower(): array for name, array in arrays.items()})
+    return _source(path, arrays)
 
 
 def _source(path: pathlib.Path, arrays: dict[str, np.ndarray]) -> Source:
-    if {"x_train", "semi_targets", "x_test", "y_test"} <= arrays.keys():
-        source = Source(
-            _examples(path, "x_train", arrays),
-            None,
-            _examples(path, "x_test", arrays),
-            _labels(path, "y_test", arrays, len(arrays["x_test"])),
-            _labels(path, "semi_targets", arrays, len(arrays["x_train"])),
+    found = {name.lower(): array for name, array in arrays.items()}
+    if len(found) < len(arrays):
+        raise ValueError(
+            f"{path} holds {', '.join(arrays)}, some of which differ in upper and lower "
+            "case alone; rename them"
         )
-    elif {"x_train", "y_train", "x_test", "y_test"} <= arrays.keys():
-        source = Source(
-            _examples(path, "x_train", arrays),
-            _labels(path, "y_train", arrays, len(arrays["x_train"])),
-            _examples(path, "x_test", arrays),
-            _labels(path, "y_test", arrays, len(arrays["x_test"])),
-        )
-    elif {"x", "y"} <= arrays.keys():
-        x = _examples(path, "x", arrays)
-        return Source(x, _labels(path, "y", arrays, len(x)))
+    if {"x_train", "semi_targets", "x_test", "y_test"} <= found.keys():
+        names = _SPLIT
+        found["y_train"] = None
+    elif {"x_train", "y_train", "x_test", "y_test"} <= found.keys():
+        names = _SPLIT
+    elif {"x", "y"} <= found.keys():
+        names = _WHOLE
     else:
         raise ValueError(
             f"{path} holds {', '.join(arrays) or 'nothing'}; it must hold X and y, or "
             "x_train, x_test and y_test with y_train or semi_targets"
         )
-    if source.x.shape[1:] != source.x_test.shape[1:]:
+    raw = Source(*(found.get((name or "").lower()) for name in names))
+    return checked(raw, str(path), names)
+
+
+def checked(
+    source: Source, where: str = "the data", names: Source = Source(*Source._fields)
+) -> Source:
+    """The same source, as NumPy arrays of which the rest of the library can be sure.
+
+    Values of tables are left to `scenario.make`, which scales them.
+
+    Args:
+        source: anything with arrays, or what NumPy makes arrays of.
+        where: where they come from, for messages.
+        names: what the arrays are called there.
+
+    Raises:
+        ValueError: if they are not as `Source` says, or do not fit each other.
+    """
+    x = _examples(where, names.x, source.x)
+    if source.labels is None and source.semi_targets is None:
+        raise ValueError(f"{where}: there must be {names.labels} or semi_targets")
+    labels = _labels(where, names.labels, source.labels, len(x))
+    semi_targets = _labels(
+        where, names.semi_targets, source.semi_targets, len(x), (-1, 0, 1)
+    )
+    if source.x_test is None and semi_targets is None:
+        return Source(x, labels)
+    if source.x_test is None or source.labels_test is None:
         raise ValueError(
-            f"{path}: training examples have shape {source.x.shape[1:]}, but test "
-            f"examples {source.x_test.shape[1:]}"
+            f"{where}: there must be test examples with labels, 0 normal and 1 anomaly"
         )
-    return source
+    x_test = _examples(where, names.x_test, source.x_test)
+    labels_test = _labels(
+        where,
+        names.labels_test,
+        source.labels_test,
+        len(x_test),
+        None if semi_targets is None else (0, 1),
+    )
+    if x.shape[1:] != x_test.shape[1:]:
+        raise ValueError(
+            f"{where}: training examples have shape {x.shape[1:]}, but test "
+            f"examples {x_test.shape[1:]}"
+        )
+    return Source(x, labels, x_test, labels_test, semi_targets)
 
 
-def _examples(path, name, arrays) -> np.ndarray:
-    x = arrays[name]
+def _array(where, name, values) -> np.ndarray:
+    try:
+        return np.asarray(values)
+    except Exception as error:  # ragged lists, and whatever else is no array
+        raise ValueError(f"{where}: {name} is no array of numbers") from error
+
+
+def _examples(where, name, values) -> np.ndarray:
+    x = _array(where, name, values)
     if x.ndim == 3:  # grey images
         x = x[..., np.newaxis]
-    numeric = np.issubdtype(x.dtype, np.integer) or np.issubdtype(x.dtype, np.floating)
-    if x.ndim not in (2, 4) or not x.size or not numeric:
+    if x.ndim not in (2, 4) or not x.size or x.dtype.kind not in "iuf":
         raise ValueError(
-            f"{path}: {name} has shape {x.shape} and dtype {x.dtype}; it must hold "
+            f"{where}: {name} has shape {x.shape} and dtype {x.dtype}; it must hold "
             "numbers, [n, columns] or [n, height, width, channels], and not be empty"
         )
     if x.ndim == 4 and x.dtype != np.uint8:
-        x = x.astype(np.float32)
-        if x.min() < 0 or x.max() > 1:
+        low, high = x.min(), x.max()
+        if not (low >= 0 and high <= 1):  # or NaN
             raise ValueError(
-                f"{path}: the images {name} have values from {x.min()} to {x.max()}; "
+                f"{where}: the images {name} have values from {low} to {high}; "
                 "they must be uint8, or floating in [0, 1]"
             )
+        x = x.astype(np.float32, copy=False)
     return x
 
 
-def _labels(path, name, arrays, expected: int) -> np.ndarray:
-    labels = arrays[name]
-    if labels.size != expected:
+def _labels(where, name, values, expected: int, allowed=None) -> np.ndarray | None:
+    if values is None:
+        return None
+    labels = _array(where, name, values)
+    if labels.size != expected or max(labels.shape, default=1) != expected:
+        shape = f" of shape {labels.shape}" if labels.ndim > 1 else ""
         raise ValueError(
-            f"{path}: {name} has {labels.size} entries for {expected} examples"
+            f"{where}: {name} has {labels.size} entries{shape} for {expected} examples"
         )
     labels = labels.reshape(-1)
-    integers = labels.astype(np.int64) if labels.dtype.kind in "iufb" else None
-    if integers is None or not np.array_equal(integers, labels):
-        raise ValueError(f"{path}: {name} must hold integers, one for each example")
+    if labels.dtype.kind not in "iufb":
+        raise ValueError(
+            f"{where}: {name} must hold integers, one for each example, but has dtype "
+            f"{labels.dtype}"
+        )
+    with np.errstate(invalid="ignore"):  # NaN, and what int64 does not hold
+        integers = labels.astype(np.int64)
+    strange = labels[integers != labels]
+    if len(strange):
+        raise ValueError(
+            f"{where}: {name} must hold integers, one for each example, but has "
+            f"{strange[0]}"
+        )
+    strange = np.setdiff1d(integers, integers if allowed is None else allowed)
+    if len(strange):
+        meaning = {1: "anomaly", 0: "normal"}
+        if -1 in allowed:
+            meaning = {1: "known normal", 0: "unlabelled", -1: "known anomaly"}
+        told = ", ".join(f"{value} {kind}" for value, kind in meaning.items())
+        raise ValueError(f"{where}: {name} contains {strange[0]}; allowed are {told}")
     return integers
 
 
@@ -224,14 +295,21 @@ def _read_npz(path: pathlib.Path) -> dict[str, np.ndarray]:
         raise ValueError("it is no archive of arrays")
     # Never unpickle: an object array could run code.
     with np.load(path, allow_pickle=False) as content:
-        return {name: content[name] for name in content.files}
+        arrays = {name: content[name] for name in content.files}
+    # Members that are no .npy files come as bytes.
+    return {n: array for n, array in arrays.items() if isinstance(array, np.ndarray)}
 
 
 def _read_mat(path: pathlib.Path) -> dict[str, np.ndarray]:
     import scipy.io
+    import scipy.sparse
 
     content = scipy.io.loadmat(path)
-    return {k: v for k, v in content.items() if not k.startswith("__")}
+    return {
+        name: array.toarray() if scipy.sparse.issparse(array) else array
+        for name, array in content.items()
+        if not name.startswith("__")
+    }
 
 
 def _read_csv(path: pathlib.Path) -> dict[str, np.ndarray]:
@@ -275,8 +353,16 @@ def _download(name: str, data_dir, download: bool) -> str:
     folder = pathlib.Path(data_dir or pooch.os_cache("deepsad_jax"))
     path = folder / f"{name}{pathlib.PurePosixPath(url).suffix}"
     advice = f"put a file {name}.mat into a folder and pass it as --config.data.dir"
-    if not download and not path.exists():
-        raise FileNotFoundError(f"{path} is not there and downloading is off; {advice}")
+    if not download:
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"{path} is not there and downloading is off; {advice}"
+            )
+        if pooch.file_hash(path) != sha256:
+            raise ValueError(
+                f"{path} is not the table {name} (its SHA-256 differs) and downloading "
+                f"is off; delete it, and {advice}"
+            )
     try:
         return pooch.retrieve(url, f"sha256:{sha256}", fname=path.name, path=folder)
     except ValueError as error:  # the hash differs

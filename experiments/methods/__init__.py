@@ -1,12 +1,17 @@
 """The methods, by the value of `config.method`."""
 
-from experiments.methods import deep_sad, shallow
+from experiments.methods import deep_sad, labelled, shallow
 from experiments.methods.method import Method, Outcome
 
 __all__ = ["METHODS", "Method", "Outcome", "of"]
 
 METHODS = {
-    "deep_sad": deep_sad.METHOD,
+    **dict.fromkeys(deep_sad.LOSSES, deep_sad.METHOD),
+    "autoencoder": deep_sad.AUTOENCODER,
+    "vae": labelled.VAE,
+    "m2": labelled.M2,
+    "m1_m2": labelled.M1_M2,
+    "supervised": labelled.SUPERVISED,
     **dict.fromkeys(("ssad", "ocsvm", "kde", "isoforest"), shallow.METHOD),
 }
 

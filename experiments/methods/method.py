@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import ml_collections
 import numpy as np
 
+from deepsad_jax import checkpoints
 from deepsad_jax.data import scenario
 
 
@@ -37,9 +38,10 @@ class Method(NamedTuple):
     """A way to detect anomalies.
 
     Attributes:
-        run: takes problems, as many configs, and what to call after some epochs (as
-            `deep_sad.fit` has it) or None; yields an outcome for each. The configs
-            differ in the seed and in `data` alone, the data in what is drawn.
+        run: takes problems, as many configs, what to call after some epochs (as
+            `deep_sad.fit` has it) or None, and a `checkpoints.Keeper` for each that is
+            trained by itself or None; yields an outcome for each. The configs differ in
+            the seed and in `data` alone, the data in what is drawn.
         check: takes a problem and a config; raises ValueError for what of the config
             does not fit the data, before anything is trained or written.
         stages: the stages that a run goes through, in their order, with their epochs.
@@ -50,6 +52,7 @@ class Method(NamedTuple):
             Sequence[scenario.Scenario],
             Sequence[ml_collections.ConfigDict],
             Callable | None,
+            Sequence[checkpoints.Keeper] | None,
         ],
         Iterator[Outcome],
     ]

@@ -16,7 +16,17 @@ import numpy as np
 import sklearn.ensemble
 import sklearn.model_selection
 
-from deepsad_jax import deep_sad, kde, kernels, metrics, networks, ocsvm, ssad, training
+from deepsad_jax import (
+    checkpoints,
+    deep_sad,
+    kde,
+    kernels,
+    metrics,
+    networks,
+    ocsvm,
+    ssad,
+    training,
+)
 from deepsad_jax.data import scenario
 from experiments.methods import deep_sad as deep_sad_method
 from experiments.methods.method import Method, Outcome
@@ -181,6 +191,7 @@ def run(
     problems: Sequence[scenario.Scenario],
     configs: Sequence[Config],
     on_epochs: Callable | None = None,
+    keepers: Sequence[checkpoints.Keeper] | None = None,
 ) -> Iterator[Outcome]:
     """Fits and scores; see `Method.run`."""
     if not configs[0].hybrid:
@@ -188,8 +199,8 @@ def run(
             x = _rows(problem.x_train[problem.indices])
             yield _outcome(problem, config, x, _rows(problem.x_test), on_epochs)
         return
-    autoencoders = deep_sad_method.run(
-        problems, [_of_autoencoder(config) for config in configs], on_epochs
+    autoencoders = deep_sad_method.AUTOENCODER.run(
+        problems, [_of_autoencoder(config) for config in configs], on_epochs, keepers
     )
     for problem, config, trained in zip(problems, configs, autoencoders, strict=True):
         encoder = networks.encoder_variables(trained.model.autoencoder)
@@ -201,18 +212,16 @@ def run(
             for part in (problem.x_train[problem.indices], problem.x_test)
         )
         outcome = _outcome(problem, config, x, x_test, on_epochs)
-        reference = {"ae": trained.reference_scores["ae"]}
+        reference = {"ae": trained.scores}
         if config.method in ("ssad", "ocsvm") and config.kernel.name != "linear":
             linear = config.copy_and_resolve_references()
             linear.kernel.name = "linear"
             fit = _DETECTORS[config.method].prepare(linear, x, problem.semi_targets)
             reference["linear"] = np.asarray(fit(1.0)(x_test))
-        seconds = {k: v for k, v in trained.seconds.items() if k == "pretrain"}
-        history = {k: v for k, v in trained.history.items() if k == "pretrain"}
         yield outcome._replace(
             reference_scores=reference,
-            seconds={**seconds, **outcome.seconds},
-            history=history,
+            seconds={**trained.seconds, **outcome.seconds},
+            history=trained.history,
             model=trained.model,
             network=trained.network,
         )
@@ -244,7 +253,7 @@ def check(problem: scenario.Scenario, config: Config) -> None:
     if not config.hybrid:
         if config.load_model:
             raise ValueError(
-                f"config.load_model is for deep_sad and hybrids; {config.method} has "
+                f"config.load_model is for networks and hybrids; {config.method} has "
                 "no network unless config.hybrid is True"
             )
         return
@@ -256,15 +265,14 @@ def check(problem: scenario.Scenario, config: Config) -> None:
             )
     else:
         deep_sad_method.check_autoencoder(problem, config)
-    deep_sad_method.check(problem, _of_autoencoder(config))
+    deep_sad_method.AUTOENCODER.check(problem, _of_autoencoder(config))
 
 
 def stages(config: Config) -> dict[str, int]:
     """The stages of a run with their steps; see `Method.stages`."""
     trained = {}
     if config.hybrid:
-        trained = deep_sad_method.stages(_of_autoencoder(config))
-        trained.pop("train")
+        trained = deep_sad_method.AUTOENCODER.stages(_of_autoencoder(config))
     steps = 1
     if _selection(config) == "test_auc":
         steps = len(_DETECTORS[config.method].candidates)
@@ -280,7 +288,7 @@ def _selection(config: Config) -> str:
 def _of_autoencoder(config: Config) -> Config:
     """The config of the run that trains the autoencoder alone."""
     single = config.copy_and_resolve_references()
-    single.method, single.hybrid, single.train.epochs = "deep_sad", False, 0
+    single.method, single.hybrid = "autoencoder", False
     return single
 
 
