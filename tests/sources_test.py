@@ -1,4 +1,6 @@
+import concurrent.futures
 import pathlib
+import threading
 
 import numpy as np
 import pooch
@@ -78,6 +80,34 @@ def test_downloads_are_cached_and_checked(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="SHA-256 differs.*shuttle.mat into a folder"):
         sources.load("shuttle", folder)
     assert not (folder / "shuttle.mat").exists()
+
+
+def test_two_downloads_at_once_both_get_the_whole_file(tmp_path, monkeypatch):
+    x, y = np.random.default_rng(0).random((20, 3)), np.tile([0, 1], 10)
+    served = tmp_path / "served.mat"
+    scipy.io.savemat(served, {"X": x, "y": y[:, None]})
+    both_write = threading.Barrier(2, timeout=30)
+
+    class Downloader:
+        def __call__(self, url, output_file, pooch):
+            content = served.read_bytes()
+            with open(output_file, "wb") as file:
+                file.write(content[:100])
+                file.flush()
+                both_write.wait()  # half of each is there
+                assert not (folder / "cardio.mat").exists()
+                both_write.wait()
+                file.write(content[100:])
+
+    monkeypatch.setattr("pooch.core.choose_downloader", lambda *a, **k: Downloader())
+    url = "https://example.org/cardio.mat"
+    monkeypatch.setitem(sources.ODDS, "cardio", (url, pooch.file_hash(served)))
+    folder = tmp_path / "data"
+    folder.mkdir()
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        for source in pool.map(lambda _: sources.load("cardio", folder), range(2)):
+            np.testing.assert_array_equal(source.x, x)
+    assert [path.name for path in folder.iterdir()] == ["cardio.mat"]
 
 
 def test_without_a_network_the_advice_is_a_local_file(tmp_path, monkeypatch):
