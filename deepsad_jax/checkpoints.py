@@ -7,6 +7,7 @@ temporary name and renames it, so a folder of the right name is complete.
 import logging
 import os
 import pathlib
+import re
 import shutil
 import time
 import zlib
@@ -25,6 +26,7 @@ def save_model(path: str | os.PathLike, fitted: Model) -> None:
 
     Raises:
         FileExistsError: if the folder exists.
+        OSError: if it cannot be written.
     """
     import orbax.checkpoint as ocp
 
@@ -38,14 +40,19 @@ def save_model(path: str | os.PathLike, fitted: Model) -> None:
     state = {name: getattr(fitted, name) for name in names}
     state = {name: value for name, value in state.items() if value is not None}
     meta = {"method": method, "network": _network_meta(fitted.network)}
-    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
-        checkpointer.save(
-            path,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardSave(jax.device_get(state)),
-                meta=ocp.args.JsonSave(meta),
-            ),
-        )
+    args = ocp.args.Composite(
+        state=ocp.args.StandardSave(jax.device_get(state)),
+        meta=ocp.args.JsonSave(meta),
+    )
+    try:
+        with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+            checkpointer.save(path, args=args)
+    except Exception as error:  # Orbax raises many kinds for a full disk, too
+        for left in path.parent.glob(f"{path.name}.orbax-checkpoint-tmp*"):
+            shutil.rmtree(left, ignore_errors=True)
+        raise OSError(
+            f"the model {path} cannot be written: {_reason(error)}"
+        ) from error
 
 
 def load_model(path: str | os.PathLike) -> Model:
@@ -131,26 +138,28 @@ class Keeper:
             Epochs done, seconds they took and the state; None if there is none.
         """
         self._last_epoch, self._last_time = 0, time.monotonic()
-        self.is_training = True
+        self.is_training, found = False, None
         for epoch in sorted(self._saved(stage), reverse=True):
             folder = self._path / stage / str(epoch)
             try:
                 state, meta = _read(folder, like)
                 if meta["key"] != _numbers(key):
                     raise ValueError("it belongs to another random key")
+                found = epoch, float(meta["seconds"]), state
             except Exception as error:  # Orbax raises many kinds for damaged files
-                aside = self._path / f"damaged-{stage}-{epoch}-{time.time_ns()}"
+                aside = self._path / f"unused-{stage}-{epoch}-{time.time_ns()}"
                 folder.rename(aside)
-                reason = " ".join(str(error).split())[:200]
                 logging.getLogger(__name__).warning(
-                    "the checkpoint %s is damaged (%s); moved to %s, the one before "
-                    "it is taken",
-                    *(folder, reason, aside),
+                    "the checkpoint %s cannot be used (%s); moved to %s, the one "
+                    "before it is taken, if there is one",
+                    *(folder, _reason(error), aside),
                 )
                 continue
             self._last_epoch = epoch
-            return epoch, meta["seconds"], state
-        return None
+            break
+        # A stage that is finished, or has no epochs, will not be offered.
+        self.is_training = self._last_epoch < len(like.history["loss"])
+        return found
 
     def offer(
         self,
@@ -176,7 +185,6 @@ class Keeper:
             OSError: if it cannot be written.
         """
         now = time.monotonic()
-        self.is_training = not last
         is_due = (
             epoch - self._last_epoch >= self._epochs
             and now - self._last_time >= self._seconds
@@ -194,15 +202,15 @@ class Keeper:
                     state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta)
                 ),
             )
-            if self._stops:
-                self.close()
         except Exception as error:  # of this one, or of one before in the background
             raise OSError(
                 f"the checkpoint {self._path / stage / str(epoch)} cannot be written: "
-                f"{error}"
+                f"{_reason(error)}"
             ) from error
         self._last_epoch, self._last_time = epoch, now
+        self.is_training = not last
         if self._stops:
+            self.close()
             raise Interrupted(f"stopped after epoch {epoch} of {stage}, which is saved")
 
     def stop(self) -> None:
@@ -230,7 +238,7 @@ class Keeper:
                 manager.close()
             except Exception as error:
                 raise OSError(
-                    f"a checkpoint in {self._path} cannot be written: {error}"
+                    f"a checkpoint in {self._path} cannot be written: {_reason(error)}"
                 ) from error
 
     def discard(self) -> None:
@@ -267,6 +275,11 @@ def _read(folder: pathlib.Path, like: Any) -> tuple[Any, dict[str, Any]]:
             ),
         )
     state = jax.tree.map(np.asarray, content["state"])
+    # Orbax does not insist on the shapes that it is given.
+    if [leaf.shape for leaf in jax.tree.leaves(state)] != [
+        leaf.shape for leaf in jax.tree.leaves(target)
+    ]:
+        raise ValueError("it belongs to another fit: its arrays have other shapes")
     if _checksum(state) != content["meta"]["crc32"]:
         raise ValueError("its checksum is wrong")
     return state, content["meta"]
@@ -281,6 +294,14 @@ def _checksum(state: Any) -> int:
 
 def _numbers(key: jax.Array) -> list[int]:
     return np.asarray(jax.random.key_data(key)).ravel().tolist()
+
+
+def _reason(error: Exception) -> str:
+    """Why, in a few words: those of TensorStore hold whole configurations."""
+    text = " ".join(str(error).split())
+    if code := re.search(r"os_error_code='(\d+)'", text):
+        return os.strerror(int(code[1]))
+    return text[:200]
 
 
 def _network_meta(network) -> str | dict:

@@ -60,7 +60,7 @@ def from_state_dict(name: str, mapping: Mapping[str, Any]) -> dict[str, Any]:
 
     Raises:
         ValueError: if the network is unknown, a key is missing or left over, or an
-            array has the wrong shape.
+            array has the wrong shape or values that are not finite.
     """
     architecture = networks.architecture(name)
     arrays = {
@@ -89,6 +89,8 @@ def from_state_dict(name: str, mapping: Mapping[str, Any]) -> dict[str, Any]:
             raise ValueError(
                 f"{key} has shape {array.shape}; {name} needs {entry.shape}"
             )
+        if array.dtype.kind not in "iuf" or not np.isfinite(array).all():
+            raise ValueError(f"{key} has dtype {array.dtype}, or is not finite")
         tree = variables[entry.collection]
         tree = tree if part is None else tree.setdefault(part, {})
         layer, leaf = entry.path
@@ -121,28 +123,50 @@ def load_checkpoint(
             "reading a PyTorch checkpoint needs PyTorch; install it with "
             "pip install 'deepsad_jax[torch]'"
         ) from error
+    where = os.fspath(path)
     if not os.path.isfile(path):
-        raise ValueError(f"there is no file {os.fspath(path)}")
+        raise ValueError(f"there is no file {where}")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
         state, center = content["net_dict"], content["c"]
         autoencoder_state = content.get("ae_net_dict")
-        state, autoencoder_state = (
-            None if d is None else {k: v.numpy() for k, v in d.items()}
-            for d in (state, autoencoder_state)
-        )
+        state = {str(key): value.numpy() for key, value in state.items()}
+        if autoencoder_state is not None:
+            autoencoder_state = {
+                str(key): value.numpy() for key, value in autoencoder_state.items()
+            }
+        if center is not None:
+            center = np.asarray(center, np.float32).reshape(-1)
     except Exception as error:  # torch raises many kinds for what is not its own
+        # Their texts are long, and may recommend to load it with what it could run.
         raise ValueError(
-            f"{os.fspath(path)} is not a model.tar of the original implementation "
-            f"(a dictionary with c, net_dict and ae_net_dict): {error}"
+            f"{where} is not a model.tar of the original implementation, a dictionary "
+            "with c, net_dict and ae_net_dict and nothing but weights in it "
+            f"({type(error).__name__}); if it should be, get it again"
         ) from error
-    network = network or _infer_network(state)
-    return TorchCheckpoint(
-        network,
-        None if center is None else np.asarray(center, np.float32).reshape(-1),
-        from_state_dict(network, state),
-        autoencoder_state and from_state_dict(network, autoencoder_state),
-    )
+    try:
+        network = network or _infer_network(state)
+        return _checkpoint(network, center, state, autoencoder_state)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
+
+
+def _checkpoint(network, center, state, autoencoder_state) -> TorchCheckpoint:
+    encoder = from_state_dict(network, state)
+    width = networks.architecture(network).rep_dim
+    if center is not None and not (len(center) == width and np.isfinite(center).all()):
+        raise ValueError(f"c has {len(center)} values; {network} needs {width}, finite")
+    autoencoder = None
+    if autoencoder_state is not None:
+        autoencoder = from_state_dict(network, autoencoder_state)
+    has_decoder = [
+        "decoder" in part["params"] for part in (encoder, autoencoder) if part
+    ]
+    if has_decoder != [False, True][: len(has_decoder)]:
+        raise ValueError(
+            "net_dict must be of an encoder alone, and ae_net_dict of an autoencoder"
+        )
+    return TorchCheckpoint(network, center, encoder, autoencoder)
 
 
 def _infer_network(state: Mapping[str, np.ndarray]) -> str:

@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import logging
 import math
+import numbers
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -23,6 +24,10 @@ from jax import lax
 from deepsad_jax import parallel
 
 PyTree = Any
+
+
+# More would be a mistake, and what is recorded of them would fill the memory.
+_MOST_EPOCHS = 1_000_000
 
 
 class TrainingError(RuntimeError):
@@ -57,16 +62,34 @@ class Optimization:
     on_divergence: str = "stop"
 
     def __post_init__(self):
-        object.__setattr__(self, "milestones", tuple(self.milestones))
+        if isinstance(self.milestones, list):
+            object.__setattr__(self, "milestones", tuple(self.milestones))
         for name, valid, allowed in (
-            ("learning_rate", self.learning_rate > 0, "> 0"),
-            ("epochs", self.epochs >= 0, ">= 0"),
-            ("batch_size", self.batch_size >= 2, ">= 2 for batch normalisation"),
-            ("weight_decay", self.weight_decay >= 0, ">= 0"),
+            (
+                "learning_rate",
+                _is_finite(self.learning_rate) and self.learning_rate > 0,
+                "> 0 and finite",
+            ),
+            (
+                "epochs",
+                _is_count(self.epochs),
+                f">= 0, an integer up to {_MOST_EPOCHS}",
+            ),
+            (
+                "batch_size",
+                _is_count(self.batch_size, 2, np.iinfo(np.int32).max),
+                ">= 2 for batch normalisation, an integer",
+            ),
+            (
+                "weight_decay",
+                _is_finite(self.weight_decay) and self.weight_decay >= 0,
+                ">= 0 and finite",
+            ),
             (
                 "milestones",
-                all(isinstance(m, int) and m >= 0 for m in self.milestones),
-                "a tuple of epochs, integers >= 0",
+                isinstance(self.milestones, tuple)
+                and all(_is_count(m) for m in self.milestones),
+                f"a tuple of epochs, integers from 0 to {_MOST_EPOCHS}",
             ),
             (
                 "on_divergence",
@@ -76,13 +99,24 @@ class Optimization:
         ):
             if not valid:
                 raise ValueError(
-                    f"{name} is {getattr(self, name)}; it must be {allowed}"
+                    f"{name} is {getattr(self, name)!r}; it must be {allowed}"
                 )
 
     def learning_rate_at(self, epoch: jax.Array) -> jax.Array:
         """The learning rate of an epoch, counted from 0."""
         drops = dict.fromkeys(self.milestones, 0.1)
         return optax.piecewise_constant_schedule(self.learning_rate, drops)(epoch)
+
+
+def _is_finite(value: Any) -> bool:
+    """Whether it is a number that float32 holds."""
+    most = float(np.finfo(np.float32).max)
+    return isinstance(value, numbers.Real) and abs(value) <= most
+
+
+def _is_count(value: Any, least: int = 0, most: int = _MOST_EPOCHS) -> bool:
+    is_integer = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    return is_integer and least <= value <= most
 
 
 # Of the stage that comes first, an autoencoder's.
@@ -174,20 +208,30 @@ def training_set(
     Raises:
         ValueError: if something is not as said.
     """
-    x = np.asarray(x)
+    x = _array("x", x)
     check_inputs("x", x)
-    indices = np.arange(len(x)) if indices is None else np.asarray(indices)
-    if indices.ndim != 1 or not len(indices) or not _are_rows(indices, len(x)):
+    indices = np.arange(len(x)) if indices is None else _array("indices", indices)
+    if indices.ndim != 1 or not len(indices) or indices.dtype.kind not in "iu":
         raise ValueError(
-            f"indices must be a non-empty list of row numbers from 0 to {len(x) - 1}"
+            f"indices have shape {indices.shape} and dtype {indices.dtype}; they must "
+            f"be a non-empty list of row numbers from 0 to {len(x) - 1}"
+        )
+    if indices.min() < 0 or indices.max() >= len(x):
+        raise ValueError(
+            f"indices are from {indices.min()} to {indices.max()}; they must be row "
+            f"numbers from 0 to {len(x) - 1}"
         )
     if semi_targets is None:
         semi_targets = np.zeros(len(indices))
-    semi_targets = np.asarray(semi_targets)
+    semi_targets = _array("semi_targets", semi_targets)
     if semi_targets.shape != indices.shape:
         raise ValueError(
             f"semi_targets has shape {semi_targets.shape}; there are {len(indices)} "
             "training examples, and each needs one"
+        )
+    if semi_targets.dtype.kind not in "iufb":
+        raise ValueError(
+            f"semi_targets has dtype {semi_targets.dtype}; it must hold numbers"
         )
     strange = semi_targets[~np.isin(semi_targets, (-1, 0, 1))]
     if len(strange):
@@ -205,6 +249,7 @@ def training_set(
 
 def check_inputs(name: str, x: np.ndarray) -> None:
     """Raises ValueError unless `x` is a non-empty array of finite numbers or uint8."""
+    x = _array(name, x)
     if x.ndim not in (2, 4) or not x.size:
         raise ValueError(
             f"{name} has shape {x.shape}; it must be [n, columns] or [n, height, "
@@ -255,9 +300,11 @@ def padded(data: TrainingSet, size: int) -> TrainingSet:
     )
 
 
-def _are_rows(indices: np.ndarray, n: int) -> bool:
-    integers = np.issubdtype(indices.dtype, np.integer)
-    return integers and indices.min() >= 0 and indices.max() < n
+def _array(name: str, values: Any) -> np.ndarray:
+    try:
+        return np.asarray(values)
+    except Exception as error:  # ragged lists, and whatever else is no array
+        raise ValueError(f"{name} is no array of numbers") from error
 
 
 def as_float(x: jax.Array) -> jax.Array:

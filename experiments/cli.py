@@ -69,6 +69,7 @@ def start(program: Callable) -> None:
             _fail(error)
         if not flags.FLAGS["verbosity"].present:
             logging.set_verbosity(logging.WARNING)
+            _quieten_orbax()
         if len(remaining) > 1:
             _fail(ValueError(f"unexpected argument {remaining[1]!r}"))
         return remaining
@@ -139,6 +140,23 @@ def prepare_jax(config: ml_collections.ConfigDict) -> None:
     )
     jax.config.update("jax_compilation_cache_dir", cache)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.05)
+
+
+def _quieten_orbax() -> None:
+    """Leaves it to one sentence to say that a disk is full or a checkpoint damaged.
+
+    Orbax logs tracebacks of its own, and TensorStore prints one for each array that
+    fails after another one has.
+    """
+    orbax = f"{os.sep}orbax{os.sep}"
+    logging.get_absl_logger().addFilter(lambda record: orbax not in record.pathname)
+    show = sys.unraisablehook
+
+    def show_others(unraisable):
+        if str(unraisable.exc_value) != "Event loop is closed":
+            show(unraisable)
+
+    sys.unraisablehook = show_others
 
 
 def _fail(error: Exception) -> None:

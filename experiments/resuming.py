@@ -15,14 +15,22 @@ from deepsad_jax import checkpoints, training
 
 @contextlib.contextmanager
 def keepers(
-    configs: Sequence[ml_collections.ConfigDict], folders: Sequence[pathlib.Path]
+    configs: Sequence[ml_collections.ConfigDict],
+    folders: Sequence[pathlib.Path],
+    target: pathlib.Path,
 ) -> Iterator[list[checkpoints.Keeper] | None]:
     """The keepers of runs, as `config.checkpoint` says; SIGTERM has one save and stop.
 
     None where several processes train together.
 
+    Args:
+        configs: of the runs.
+        folders: of the same runs.
+        target: the working directory of the command.
+
     Raises:
         checkpoints.Interrupted: after SIGTERM while one is training.
+        OSError: if a checkpoint cannot be written.
         training.TrainingError: as inside, with the last good checkpoint.
     """
     if jax.process_count() > 1:
@@ -33,23 +41,20 @@ def keepers(
         for config, folder in zip(configs, folders, strict=True)
     ]
     try:
-        with _on_sigterm(kept):
+        with contextlib.ExitStack() as stack, _on_sigterm(kept):
+            for keeper in kept:
+                stack.callback(keeper.close)
             yield kept
     except checkpoints.Interrupted as error:
         raise checkpoints.Interrupted(
-            f"{error}; go on by the same command with the same --workdir"
+            f"{error}; go on by the same command with --workdir={target}"
         ) from error
     except training.TrainingError as error:
         for keeper in kept:
-            if keeper.is_training:
-                keeper.close()
-                if newest := keeper.newest():
-                    message = f"{error}; the last good checkpoint is {newest}"
-                    raise training.TrainingError(message) from error
+            if keeper.is_training and (newest := keeper.newest()):
+                message = f"{error}; the last good checkpoint is {newest}"
+                raise training.TrainingError(message) from error
         raise
-    finally:
-        for keeper in kept:
-            keeper.close()
 
 
 @contextlib.contextmanager

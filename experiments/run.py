@@ -58,7 +58,7 @@ def run(config: ml_collections.ConfigDict, folder: str, *, resume: bool = True) 
     metrics = target / "metrics.jsonl"
     with (
         contextlib.closing(progress.OneRun(metrics, method.stages(config))) as bars,
-        resuming.keepers([config], [target]) as keepers,
+        resuming.keepers([config], [target], target) as keepers,
     ):
         (outcome,) = method.run([problem], [config], bars, keepers)
     figures = report.results(config, problem, outcome)

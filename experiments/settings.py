@@ -1,10 +1,12 @@
 """Configs to the plain values that the library takes, checked before anything runs."""
 
+import numbers
 import os
 
 import ml_collections
 import numpy as np
 
+from configs import default
 from deepsad_jax import networks, training
 from deepsad_jax.data import scenario
 
@@ -60,10 +62,11 @@ def network(config: ConfigDict, x: np.ndarray) -> str | networks.Architecture:
 
 def check(config: ConfigDict) -> None:
     """Raises ValueError for what is wrong in a config, whatever the data are."""
+    _check_fields(config, default.get_config(), "config")
     if config.network:
         networks.architecture(config.network)
-    if not config.eta > 0:
-        raise ValueError(f"config.eta is {config.eta}; it must be > 0")
+    if not 0 < config.eta < np.inf:
+        raise ValueError(f"config.eta is {config.eta}; it must be > 0 and finite")
     if not 0 <= config.seed < 2**32:
         raise ValueError(f"config.seed is {config.seed}; it must be in [0, 2^32)")
     if config.load_model and not os.path.exists(config.load_model):
@@ -83,3 +86,35 @@ def check(config: ConfigDict) -> None:
     protocol(config)
     for stage in ("pretrain", "train"):
         optimization(config, stage)
+
+
+# What a field may be, by the type of its default.
+_KINDS = {
+    bool: (bool, "True or False"),
+    int: (numbers.Integral, "an integer"),
+    float: (numbers.Real, "a number"),
+    str: (str, "a text"),
+    tuple: (tuple, "a tuple"),
+    ConfigDict: (ConfigDict, "a section of fields"),
+}
+
+
+def _check_fields(config: ConfigDict, expected: ConfigDict, name: str) -> None:
+    """Raises ValueError unless a config has the fields of another, of their types."""
+    for field in sorted({*config, *expected}):
+        if field not in expected:
+            raise ValueError(
+                f"{name} has no field {field!r}; its fields are {', '.join(expected)}"
+            )
+        if field not in config:
+            raise ValueError(
+                f"{name}.{field} is missing; configs/default.py has all fields"
+            )
+        value, kind = config[field], type(expected[field])
+        allowed, description = _KINDS[kind]
+        is_bool = isinstance(value, bool)
+        if not isinstance(value, allowed) or is_bool != (kind is bool):
+            found = "a section" if isinstance(value, ConfigDict) else repr(value)
+            raise ValueError(f"{name}.{field} is {found}; it must be {description}")
+        if kind is ConfigDict:
+            _check_fields(value, expected[field], f"{name}.{field}")

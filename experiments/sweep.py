@@ -13,7 +13,6 @@ deviations over the seeds is printed and written to summary.json.
 
 import contextlib
 import itertools
-import json
 import pathlib
 
 import jax
@@ -89,9 +88,21 @@ def setting(config: Config) -> str:
 
 
 def sweep(
-    configs: list[Config], folder: str, *, at_once: int = 100, draw: bool = False
-):
+    configs: list[Config],
+    folder: str,
+    *,
+    at_once: int = 100,
+    draw: bool = False,
+    resume: bool = True,
+) -> list[dict]:
     """Runs all configs that are not finished in the folder.
+
+    Args:
+        configs: the experiments, from `expand`.
+        folder: the working directory of the sweep.
+        at_once: most runs in one program.
+        draw: whether each run leaves pictures.
+        resume: whether to go on with unfinished runs, or to refuse them.
 
     Returns:
         The results of all of them, in their order.
@@ -104,8 +115,9 @@ def sweep(
     waiting = [
         (config, path)
         for config, path in zip(configs, folders, strict=True)
-        if not _is_finished(config, path)
+        if not _is_finished(config, path, resume)
     ]
+    workdir.remove_partial(target)
     bars = progress.ManyRuns(
         [methods.of(config).stages(config) for config, _ in waiting]
     )
@@ -113,17 +125,19 @@ def sweep(
         for _, group in itertools.groupby(waiting, lambda w: w[0].data.name):
             group = list(group)
             for start in range(0, len(group), at_once):
-                _run_group(group[start : start + at_once], bars, draw)
-    return [json.loads((path / workdir.RESULTS).read_text()) for path in folders]
+                _run_group(group[start : start + at_once], target, bars, draw)
+    return [workdir.read_json(path / workdir.RESULTS) for path in folders]
 
 
-def _is_finished(config: Config, path: pathlib.Path) -> bool:
-    if (path / workdir.CONFIG).exists():
+def _is_finished(config: Config, path: pathlib.Path, resume: bool) -> bool:
+    if (path / workdir.RESULTS).exists():
         workdir.check_same(path, config.to_dict())
-    return (path / workdir.RESULTS).exists()
+        return True
+    workdir.check_unfinished(path, config.to_dict(), resume)
+    return False
 
 
-def _run_group(group, bars: progress.ManyRuns, draw: bool) -> None:
+def _run_group(group, target, bars: progress.ManyRuns, draw: bool) -> None:
     """Runs what shares data and hyper-parameters, and writes each run's folder."""
     configs, paths = [config for config, _ in group], [path for _, path in group]
     config = configs[0]
@@ -135,7 +149,7 @@ def _run_group(group, bars: progress.ManyRuns, draw: bool) -> None:
     bars.starts(len(group))
     for single, path in zip(configs, paths, strict=True):
         workdir.prepare(str(path), "", single.to_dict())
-    with resuming.keepers(configs, paths) as keepers:
+    with resuming.keepers(configs, paths, target) as keepers:
         outcomes = method.run(problems, configs, bars, keepers)
         for i, outcome in enumerate(outcomes):
             with workdir.atomic(paths[i] / "metrics.jsonl") as file:
@@ -145,7 +159,8 @@ def _run_group(group, bars: progress.ManyRuns, draw: bool) -> None:
                     file.write(lines.encode())
             figures = report.results(configs[i], problems[i], outcome)
             report.write(paths[i], problems[i], outcome, figures, draw=draw)
-            keepers[i].discard()
+            if keepers is not None:
+                keepers[i].discard()
 
 
 def summarise(configs: list[Config], results: list[dict]) -> list[dict]:
@@ -225,7 +240,13 @@ def main(config: Config) -> None:
             "in every combination the known anomalies are of the normal class"
         )
     folder = cli.WORKDIR.value or str(workdir.prepare("", f"sweep-{config.method}"))
-    results = sweep(configs, folder, at_once=AT_ONCE.value, draw=PICTURES.value)
+    results = sweep(
+        configs,
+        folder,
+        at_once=AT_ONCE.value,
+        draw=PICTURES.value,
+        resume=cli.RESUME.value == "auto",
+    )
     rows = summarise(configs, results)
     workdir.write_json(pathlib.Path(folder, "summary.json"), rows)
     print(table(rows))

@@ -16,7 +16,7 @@ import numpy as np
 
 CONFIG, RESULTS = "config.json", "results.json"
 _MAY_DIFFER = ("devices", "checkpoint")
-_PARTIAL = ".partial"
+_PARTIAL, _ORBAX = ".partial", ".orbax-checkpoint-tmp*"
 
 
 def prepare(
@@ -46,22 +46,52 @@ def prepare(
             f"--workdir {folder} holds a finished experiment, which is never "
             "overwritten; choose another folder, or move this one away"
         )
-    if config is not None and (folder / CONFIG).exists():
-        if not resume:
-            raise ValueError(
-                f"--workdir {folder} holds an unfinished experiment; choose another "
-                "folder, or go on with it by --resume=auto"
-            )
-        check_same(folder, config)
-    folder.mkdir(parents=True, exist_ok=True)
+    if config is not None:
+        check_unfinished(folder, config, resume)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(f"--workdir {folder} cannot be made: {error.strerror}") from error
     if not os.access(folder, os.W_OK):
         raise PermissionError(f"--workdir {folder} cannot be written")
-    # What a process that was killed had not yet given its name.
-    for left in (*folder.glob(f".*{_PARTIAL}"), *folder.glob("model.orbax-*")):
-        shutil.rmtree(left) if left.is_dir() else left.unlink()
+    remove_partial(folder)
     if config is not None:
         write_json(folder / CONFIG, config)
     return folder
+
+
+def remove_partial(folder: pathlib.Path) -> None:
+    """Removes what a process that was killed had not yet given its name."""
+    for pattern in (f".*{_PARTIAL}", f"model{_ORBAX}", f"checkpoints/*/*{_ORBAX}"):
+        for left in folder.glob(pattern):
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
+
+
+def read_json(path: pathlib.Path) -> dict[str, Any]:
+    """Reads what `write_json` has written of a dictionary.
+
+    Raises:
+        ValueError: if it is something else; the message names the file.
+    """
+    try:
+        content = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} is damaged: it holds no dictionary")
+    return content
+
+
+def check_unfinished(folder: pathlib.Path, config: dict, resume: bool) -> None:
+    """Raises ValueError if a folder holds a run that this one may not go on with."""
+    if not (folder / CONFIG).exists():
+        return
+    if not resume:
+        raise ValueError(
+            f"--workdir {folder} holds an unfinished experiment; choose another "
+            "folder, or go on with it by --resume=auto"
+        )
+    check_same(folder, config)
 
 
 def check_same(folder: pathlib.Path, config: dict) -> None:
@@ -69,11 +99,7 @@ def check_same(folder: pathlib.Path, config: dict) -> None:
 
     How a run is computed, on how many devices and with which checkpoints, may differ.
     """
-    path = folder / CONFIG
-    try:
-        before = json.loads(path.read_text())
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged: {error}") from error
+    before = read_json(folder / CONFIG)
     now = json.loads(json.dumps(jsonable(config)))
     before, now = (dict(_flat(content)) for content in (before, now))
     changes = [
@@ -103,20 +129,28 @@ def _unused(path: pathlib.Path) -> pathlib.Path:
 
 @contextlib.contextmanager
 def atomic(path: str | os.PathLike) -> Iterator[io.BufferedWriter]:
-    """A binary file that appears under its name only once it is complete."""
-    path = pathlib.Path(path)
-    handle, temporary = tempfile.mkstemp(
-        dir=path.parent, prefix=f".{path.name}.", suffix=_PARTIAL
-    )
+    """A binary file that appears under its name only once it is complete.
+
+    Raises:
+        OSError: if it cannot be written; the message names it.
+    """
+    path, temporary = pathlib.Path(path), None
     try:
+        handle, temporary = tempfile.mkstemp(
+            dir=path.parent, prefix=f".{path.name}.", suffix=_PARTIAL
+        )
         with os.fdopen(handle, "wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
-    except BaseException:
-        pathlib.Path(temporary).unlink(missing_ok=True)
+    except BaseException as error:
+        if temporary is not None:
+            pathlib.Path(temporary).unlink(missing_ok=True)
+        if isinstance(error, OSError):  # which names the temporary file, or none
+            reason = error.strerror or error
+            raise OSError(f"{path} cannot be written: {reason}") from error
         raise
 
 

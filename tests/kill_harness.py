@@ -23,9 +23,11 @@ import time
 import numpy as np
 import PIL.Image
 
-from deepsad_jax import checkpoints
-
 ROOT = pathlib.Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))  # as a program, this file knows its own folder only
+
+from deepsad_jax import checkpoints  # noqa: E402
+
 KINDS = ("anywhere", "training", "checkpoint", "results")
 OPTIONS = {
     "run": ["--config.pretrain.epochs=300", "--config.train.epochs=300"],
@@ -34,8 +36,9 @@ OPTIONS = {
 ALWAYS = ["--config.checkpoint.epochs=1", "--config.checkpoint.seconds=0"]
 
 
-def start(program, folder, options=()):
-    arguments = [*OPTIONS[program], *ALWAYS, *options, f"--workdir={folder}"]
+def start(program, folder, options=None):
+    options = OPTIONS[program] if options is None else options
+    arguments = [*options, *ALWAYS, f"--workdir={folder}"]
     return subprocess.Popen(
         [sys.executable, "-m", f"experiments.{program}", *arguments],
         cwd=ROOT,
@@ -142,14 +145,23 @@ def _leaves(tree):
     return [tree]
 
 
-def survive(program, kills, seed, folder):
+def survive(program, kills, seed, folder, options=None):
     """Kills so many processes, on as many experiments as that takes, and compares all.
+
+    Args:
+        program: "run" or "sweep".
+        kills: how many processes to kill.
+        seed: decides the moments.
+        folder: where the experiments go.
+        options: of the program, instead of `OPTIONS`.
 
     Returns:
         How many kills of each kind there were, and how many experiments.
     """
     rng, counts = random.Random(seed), collections.Counter()
-    assert start(program, folder / "undisturbed").wait() == 0
+    undisturbed = start(program, folder / "undisturbed", options)
+    warned = undisturbed.communicate()[1]
+    assert undisturbed.returncode == 0, warned
     expected = content(folder / "undisturbed")
     kinds = [KINDS[i % len(KINDS)] for i in range(kills)]
     rng.shuffle(kinds)
@@ -159,7 +171,7 @@ def survive(program, kills, seed, folder):
         killed = folder / f"killed{experiments}"
         done = killed / ("results.json" if program == "run" else "summary.json")
         while not done.exists():
-            process = start(program, killed)
+            process = start(program, killed, options)
             if not kinds or not wait_for(kinds[-1], process, killed, rng):
                 warned = process.stderr.read()
                 assert process.wait() == 0, warned
@@ -168,7 +180,7 @@ def survive(program, kills, seed, folder):
                 warned = process.stderr.read()
                 process.wait()
                 counts[kinds.pop()] += 1
-            assert "damaged" not in warned, warned
+            assert "cannot be used" not in warned, warned
             check_files(killed)
         actual = content(killed)
         assert expected.keys() == actual.keys(), expected.keys() ^ actual.keys()

@@ -63,7 +63,7 @@ def test_finished_runs_are_not_done_again_and_others_are_refused(tmp_path):
     assert len(sweep.sweep(configs, str(tmp_path))) == 2
     assert path.stat().st_mtime_ns == before
     config.eta = 2.0
-    with pytest.raises(ValueError, match="finished run with another config"):
+    with pytest.raises(ValueError, match=r"another config \(eta was 1.0, is 2.0\)"):
         sweep.sweep(sweep.expand(config, {}, seeds=2), str(tmp_path))
 
 

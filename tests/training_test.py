@@ -214,7 +214,7 @@ def test_rollback_slows_only_the_runs_that_diverge(data):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"on_divergence": "panic"}, "on_divergence is panic; it must be stop or"),
+        ({"on_divergence": "panic"}, "on_divergence is 'panic'; it must be stop or"),
         ({"learning_rate": 0.0}, "learning_rate is 0.0; it must be > 0"),
         ({"learning_rate": float("nan")}, "learning_rate is nan"),
         ({"epochs": -1}, "epochs is -1; it must be >= 0"),

@@ -269,8 +269,13 @@ def _split(labels: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
             random_state=seed,
         )
     except ValueError as error:
+        classes, sizes = np.unique(labels, return_counts=True)
+        rarest = int(np.argmin(sizes))
         raise ValueError(
-            f"the data cannot be split into training and test part: {error}"
+            "the data cannot be split into training and test part, with all classes "
+            f"in both: there are {len(labels)} examples of {len(classes)} classes, "
+            f"{sizes[rarest]} of them of class {classes[rarest]}; add examples, or "
+            "give a test part"
         ) from error
     return np.sort(train), np.sort(test)
 

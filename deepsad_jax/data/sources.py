@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from deepsad_jax.data import tfds_images
+from deepsad_jax.data import matlab, tfds_images
 
 
 class Source(NamedTuple):
@@ -84,9 +84,11 @@ _ADVICE = {
     ".mat": f"{_DAMAGED}, or save it by save -v7",
     ".csv": "every cell must be a number, the label included",
 }
-# What the arrays are called in files.
+# What the arrays are called, in the library and in files.
+_FIELDS = Source(*Source._fields)
 _SPLIT = Source("x_train", "y_train", "x_test", "y_test", "semi_targets")
 _WHOLE = Source("X", "y")
+_MEANINGS = {1: "known normal", 0: "unlabelled", -1: "known anomaly"}
 
 
 def load(
@@ -138,16 +140,16 @@ def read_file(path: str | os.PathLike) -> Source:
     * `.npz`: arrays `x_train`, `y_train`, `x_test`, `y_test`; or `X` and `y`, to be
       split; or `x_train`, `semi_targets` (+1 known normal, 0 unlabelled, -1 known
       anomaly), `x_test`, `y_test` (0 normal, 1 anomaly), where labels are your own.
-    * `.mat` (version 5): `X` and `y`.
+    * `.mat` (version 5, which is up to -v7): `X` and `y`, dense and numeric.
     * `.csv`: numbers, optionally under a line of names; the label is the column named
-      `label` or `y`, else the last.
+      `label`, else `y`, else the last.
 
     Raises:
         FileNotFoundError: if there is no such file.
         ValueError: if it cannot be read or does not hold this.
     """
     path = pathlib.Path(path)
-    readers = {".npz": _read_npz, ".mat": _read_mat, ".csv": _read_csv}
+    readers = {".npz": _read_npz, ".mat": matlab.read, ".csv": _read_csv}
     if path.suffix not in readers:
         raise ValueError(f"{path} must end in one of {', '.join(SUFFIXES)}")
     if not path.is_file():
@@ -167,8 +169,8 @@ def _source(path: pathlib.Path, arrays: dict[str, np.ndarray]) -> Source:
     found = {name.lower(): array for name, array in arrays.items()}
     if len(found) < len(arrays):
         raise ValueError(
-            f"{path} holds {', '.join(arrays)}, some of which differ in upper and lower "
-            "case alone; rename them"
+            f"{path} holds {', '.join(arrays)}, some of which differ in upper and "
+            "lower case alone; rename them"
         )
     if {"x_train", "semi_targets", "x_test", "y_test"} <= found.keys():
         names = _SPLIT
@@ -186,9 +188,7 @@ def _source(path: pathlib.Path, arrays: dict[str, np.ndarray]) -> Source:
     return checked(raw, str(path), names)
 
 
-def checked(
-    source: Source, where: str = "the data", names: Source = Source(*Source._fields)
-) -> Source:
+def checked(source: Source, where: str = "the data", names: Source = _FIELDS) -> Source:
     """The same source, as NumPy arrays of which the rest of the library can be sure.
 
     Values of tables are left to `scenario.make`, which scales them.
@@ -206,7 +206,7 @@ def checked(
         raise ValueError(f"{where}: there must be {names.labels} or semi_targets")
     labels = _labels(where, names.labels, source.labels, len(x))
     semi_targets = _labels(
-        where, names.semi_targets, source.semi_targets, len(x), (-1, 0, 1)
+        where, names.semi_targets, source.semi_targets, len(x), _MEANINGS
     )
     if source.x_test is None and semi_targets is None:
         return Source(x, labels)
@@ -220,7 +220,7 @@ def checked(
         names.labels_test,
         source.labels_test,
         len(x_test),
-        None if semi_targets is None else (0, 1),
+        None if semi_targets is None else {0: "normal", 1: "anomaly"},
     )
     if x.shape[1:] != x_test.shape[1:]:
         raise ValueError(
@@ -257,7 +257,7 @@ def _examples(where, name, values) -> np.ndarray:
     return x
 
 
-def _labels(where, name, values, expected: int, allowed=None) -> np.ndarray | None:
+def _labels(where, name, values, expected: int, meanings=None) -> np.ndarray | None:
     if values is None:
         return None
     labels = _array(where, name, values)
@@ -280,13 +280,12 @@ def _labels(where, name, values, expected: int, allowed=None) -> np.ndarray | No
             f"{where}: {name} must hold integers, one for each example, but has "
             f"{strange[0]}"
         )
-    strange = np.setdiff1d(integers, integers if allowed is None else allowed)
+    strange = np.setdiff1d(integers, list(meanings)) if meanings else []
     if len(strange):
-        meaning = {1: "anomaly", 0: "normal"}
-        if -1 in allowed:
-            meaning = {1: "known normal", 0: "unlabelled", -1: "known anomaly"}
-        told = ", ".join(f"{value} {kind}" for value, kind in meaning.items())
-        raise ValueError(f"{where}: {name} contains {strange[0]}; allowed are {told}")
+        allowed = ", ".join(f"{value} {meaning}" for value, meaning in meanings.items())
+        raise ValueError(
+            f"{where}: {name} contains {strange[0]}; allowed are {allowed}"
+        )
     return integers
 
 
@@ -300,18 +299,6 @@ def _read_npz(path: pathlib.Path) -> dict[str, np.ndarray]:
     return {n: array for n, array in arrays.items() if isinstance(array, np.ndarray)}
 
 
-def _read_mat(path: pathlib.Path) -> dict[str, np.ndarray]:
-    import scipy.io
-    import scipy.sparse
-
-    content = scipy.io.loadmat(path)
-    return {
-        name: array.toarray() if scipy.sparse.issparse(array) else array
-        for name, array in content.items()
-        if not name.startswith("__")
-    }
-
-
 def _read_csv(path: pathlib.Path) -> dict[str, np.ndarray]:
     with path.open(encoding="utf-8-sig") as file:
         names = [name.strip() for name in file.readline().split(",")]
@@ -321,8 +308,11 @@ def _read_csv(path: pathlib.Path) -> dict[str, np.ndarray]:
     table = np.loadtxt(
         path, delimiter=",", skiprows=int(has_names), ndmin=2, encoding="utf-8-sig"
     )
-    labels = [i for i, name in enumerate(names) if name.lower() in ("label", "y")]
-    column = labels[0] if has_names and labels else table.shape[1] - 1
+    names = [name.lower() for name in names]
+    label = next((name for name in ("label", "y") if name in names), None)
+    if names.count(label) > 1:
+        raise ValueError(f"it has {names.count(label)} columns {label}")
+    column = names.index(label) if label else table.shape[1] - 1
     return {"x": np.delete(table, column, axis=1), "y": table[:, column]}
 
 

@@ -22,9 +22,10 @@ def of(config) -> Method:
     Raises:
         ValueError: if there is none of that name.
     """
-    if config.method not in METHODS:
+    name = config.get("method")
+    if not isinstance(name, str) or name not in METHODS:
+        found = repr(name) if isinstance(name, str) else f"of {type(name)}"
         raise ValueError(
-            f"config.method is {config.method!r}; it must be one of "
-            f"{', '.join(METHODS)}"
+            f"config.method is {found}; it must be one of {', '.join(METHODS)}"
         )
-    return METHODS[config.method]
+    return METHODS[name]

@@ -130,6 +130,11 @@ def _check(trainer: Trainer, problem: scenario.Scenario, config: Config) -> None
     training.check_inputs("the training set", problem.x_train)
     training.check_inputs("the test set", problem.x_test)
     settings.network(config, problem.x_train)
+    if config.devices > jax.device_count():
+        raise ValueError(
+            f"config.devices is {config.devices}, but there are {jax.device_count()}; "
+            "0 takes them all"
+        )
     for stage in _stages(trainer, config):
         try:
             training.check_batches(
@@ -143,6 +148,7 @@ def _check(trainer: Trainer, problem: scenario.Scenario, config: Config) -> None
     if config.load_model:
         model = load_model(config.load_model, problem.x_train)
         trainer.check_model(model, config)
+        check_network(model, config)
     elif "train" not in trainer.stages and not config.pretrain.enabled:
         raise ValueError(
             f"config.method {config.method} trains in the stage pretrain alone: leave "
@@ -174,7 +180,10 @@ def load_model(path: str | os.PathLike, x: np.ndarray) -> Model:
     if pathlib.Path(path).is_dir():
         model = checkpoints.load_model(path)
     else:
-        loaded = torch_weights.load_checkpoint(path)
+        try:
+            loaded = torch_weights.load_checkpoint(path)
+        except ImportError as error:
+            raise ValueError(f"{path}: {error}") from error
         model = deep_sad.Fitted(
             loaded.encoder, loaded.center, loaded.autoencoder, {}, {}, loaded.network
         )
@@ -185,6 +194,17 @@ def load_model(path: str | os.PathLike, x: np.ndarray) -> Model:
             f"{x.shape[1:]}"
         )
     return model
+
+
+def check_network(model: Model, config: Config) -> None:
+    """Raises ValueError if the config names another network than a loaded model's."""
+    if not config.network:
+        return
+    if networks.resolve(model.network) != networks.resolve(config.network):
+        raise ValueError(
+            f"config.load_model {config.load_model} is a {model.network}, but "
+            f"config.network is {config.network}"
+        )
 
 
 def refuse_model(model: Model, config: Config) -> None:

@@ -1,5 +1,6 @@
 """Deep SAD, Deep SVDD, and the autoencoder that both start from."""
 
+import contextlib
 import json
 import pathlib
 
@@ -99,30 +100,43 @@ def check_autoencoder(problem: scenario.Scenario, config: Config) -> None:
     """Raises ValueError unless the model to load has an autoencoder of these data."""
     loaded = deep.load_model(config.load_model, problem.x_train)
     _check_autoencoder_model(loaded, config)
-    expected = settings.network(config, problem.x_train)
-    if config.network and loaded.network != expected:
-        raise ValueError(
-            f"config.load_model {config.load_model} is a {loaded.network}, but "
-            f"config.network is {config.network}"
-        )
+    settings.network(config, problem.x_train)
+    deep.check_network(loaded, config)
     folder = pathlib.Path(config.load_model).absolute().parent
-    if not (folder / "config.json").is_file():
+    path = folder / "config.json"
+    if not path.is_file():
         return
-    before = json.loads((folder / "config.json").read_text())["data"]
+    with _damaged_is_value_error(path):
+        saved = json.loads(path.read_text())["data"]
+        before = {name: saved[name] for name in ("name", "normal_class")}
     for name in ("name", "normal_class"):
         if before[name] != config.data[name]:
             raise ValueError(
                 f"config.load_model {config.load_model} was trained with data.{name} "
                 f"{before[name]}, but config.data.{name} is {config.data[name]}"
             )
-    if (folder / "scores.npz").is_file():
-        with np.load(folder / "scores.npz") as scores:
-            if not np.array_equal(scores["index"], problem.index_test):
-                raise ValueError(
-                    f"config.load_model {config.load_model} was trained on another "
-                    "split, so that its training set overlaps this test set; use the "
-                    "seed of that run"
-                )
+    path = folder / "scores.npz"
+    if not path.is_file():
+        return
+    with _damaged_is_value_error(path), np.load(path, allow_pickle=False) as scores:
+        index = scores["index"]
+    if not np.array_equal(index, problem.index_test):
+        raise ValueError(
+            f"config.load_model {config.load_model} was trained on another "
+            "split, so that its training set overlaps this test set; use the "
+            "seed of that run"
+        )
+
+
+@contextlib.contextmanager
+def _damaged_is_value_error(path: pathlib.Path):
+    try:
+        yield
+    except Exception as error:  # readers raise many kinds for damaged files
+        raise ValueError(
+            f"{path}, next to config.load_model, is damaged; restore it or move the "
+            "model to a folder of its own"
+        ) from error
 
 
 METHOD = deep.method(

@@ -43,8 +43,10 @@ def _outcome(score, model, x_test, **options) -> Outcome:
 def _check(problem: scenario.Scenario, config: Config) -> None:
     if config.method in dgm.METHODS:
         dgm.check_range("the training set", problem.x_train)
-        if not config.m2.alpha >= 0:
-            raise ValueError(f"config.m2.alpha is {config.m2.alpha}; it must be >= 0")
+        if not 0 <= config.m2.alpha < np.inf:
+            raise ValueError(
+                f"config.m2.alpha is {config.m2.alpha}; it must be >= 0 and finite"
+            )
     pretrains = config.pretrain.enabled or config.load_model
     if config.method == "m1_m2" and not pretrains:
         raise ValueError(

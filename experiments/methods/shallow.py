@@ -37,6 +37,9 @@ BANDWIDTHS = 2.0 ** np.linspace(0.5, 5, 10)
 # The paper chooses gamma by the AUROC on a tenth of the test set.
 SELECTION_SHARE, FOLDS = 0.1, 5
 
+# Powers of larger numbers overflow.
+_MOST_DEGREE, _MOST_COEF0 = 20, 1e6
+
 Config = ml_collections.ConfigDict
 Score = Callable[[np.ndarray], np.ndarray]
 
@@ -71,13 +74,26 @@ def _kernel(config: Config, gamma: float) -> kernels.Kernel:
 def _check_kernel(config: Config) -> None:
     kernels.check_kernel(_kernel(config, 1.0))
     _check_least(config, "kernel.gamma", 0)
+    options = config.kernel
+    if not 1 <= options.degree <= _MOST_DEGREE:
+        raise ValueError(
+            f"config.kernel.degree is {options.degree}; it must be from 1 to "
+            f"{_MOST_DEGREE}"
+        )
+    if not abs(options.coef0) <= _MOST_COEF0:
+        raise ValueError(
+            f"config.kernel.coef0 is {options.coef0}; it must be from "
+            f"{-_MOST_COEF0:g} to {_MOST_COEF0:g}"
+        )
 
 
 def _check_least(config: Config, name: str, least: int) -> None:
     section, field = name.split(".")
     value = config[section][field]
     if not least <= value < np.inf:
-        raise ValueError(f"config.{name} is {value}; it must be at least {least}")
+        raise ValueError(
+            f"config.{name} is {value}; it must be at least {least}, and finite"
+        )
 
 
 def _check_ssad(config, semi_targets):
@@ -238,10 +254,16 @@ def check(problem: scenario.Scenario, config: Config) -> None:
             f'one of {", ".join(detector.selections)}, or "" for the first of these'
         )
     known = int(np.sum(problem.semi_targets == -1))
+    others = len(problem.semi_targets) - known
     if selection == "train_labels" and known < 2:
         raise ValueError(
             f"config.selection train_labels needs at least 2 known anomalies, but "
             f"there are {known}; raise ratio_known_outlier or choose none"
+        )
+    if selection == "train_labels" and others < min(FOLDS, known):
+        raise ValueError(
+            f"config.selection train_labels needs at least {min(FOLDS, known)} "
+            f"examples that are no known anomalies, but there are {others}; choose none"
         )
     rarest = min(np.sum(problem.labels_test == label) for label in (0, 1))
     if selection == "test_auc" and rarest < 2:
@@ -249,7 +271,16 @@ def check(problem: scenario.Scenario, config: Config) -> None:
             "config.selection test_auc needs at least 2 test examples of each kind; "
             "choose none"
         )
+    size = len(problem.indices)
+    if selection == "likelihood" and size < 2:
+        raise ValueError(
+            f"config.selection likelihood needs at least 2 training examples, but "
+            f"there are {size}; choose none"
+        )
     detector.check(config, problem.semi_targets)
+    if selection == "train_labels":
+        for train, _ in _folds(config, problem.semi_targets):
+            detector.check(config, problem.semi_targets[train])
     if not config.hybrid:
         if config.load_model:
             raise ValueError(
@@ -364,11 +395,8 @@ def _selection_set(labels: np.ndarray, seed: int) -> np.ndarray:
 def _cross_validated_auroc(detector, config, x, semi_targets) -> np.ndarray:
     """Mean AUROC of known anomalies against all others in held-out training folds."""
     labels = (semi_targets == -1).astype(int)
-    folds = sklearn.model_selection.StratifiedKFold(
-        min(FOLDS, labels.sum()), shuffle=True, random_state=config.seed
-    )
     aurocs = []
-    for train, held_out in folds.split(x, labels):
+    for train, held_out in _folds(config, semi_targets):
         fit = detector.prepare(config, x[train], semi_targets[train])
         aurocs.append(
             [
@@ -377,6 +405,15 @@ def _cross_validated_auroc(detector, config, x, semi_targets) -> np.ndarray:
             ]
         )
     return np.mean(aurocs, axis=0)
+
+
+def _folds(config, semi_targets) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Rows to train on and rows held out, with known anomalies in each of them."""
+    labels = (semi_targets == -1).astype(int)
+    folds = sklearn.model_selection.StratifiedKFold(
+        min(FOLDS, labels.sum()), shuffle=True, random_state=config.seed
+    )
+    return folds.split(labels, labels)
 
 
 METHOD = Method(run, check, stages)

@@ -1,0 +1,577 @@
+"""Whatever stops a run, the same command goes on, and ends as if nothing had been.
+
+Some checks need a process of their own: on two CPU devices this file is called as a
+program, and commands are stopped by a patch, at a moment that is always the same.
+"""
+
+import errno
+import importlib
+import itertools
+import json
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+
+import jax
+import kill_harness
+import numpy as np
+import pytest
+
+from deepsad_jax import (
+    checkpoints,
+    deep_sad,
+    dgm,
+    networks,
+    parallel,
+    stages,
+    training,
+)
+from experiments import resuming, run, sweep, workdir
+
+# What TensorStore prints for each array that fails after another one has.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnraisableExceptionWarning"
+)
+ROOT = pathlib.Path(__file__).parents[1]
+EPOCHS = 3
+STAGE = training.Optimization(1e-3, epochs=EPOCHS, milestones=(2,), batch_size=16)
+NETWORK = networks.mlp_for_table(5)
+TABLE = "--config=configs/breast_cancer.py"
+QUICK = ("--config.pretrain.epochs=2", "--config.train.epochs=3")
+OFTEN = ("--config.checkpoint.epochs=1", "--config.checkpoint.seconds=0")
+
+
+def fit(method, keeper=None, on_epochs=None, seed=0, devices=1, stage=STAGE):
+    rng = np.random.default_rng(0)
+    data = training.training_set(
+        rng.random((40, 5), np.float32), rng.integers(-1, 2, 40)
+    )
+    key, options = jax.random.key(seed), {"network": NETWORK, "train": stage}
+    options |= {"pretrain": stage, "keeper": keeper, "on_epochs": on_epochs}
+    options["execution"] = parallel.Execution(devices=devices)
+    if method == "deep_sad":
+        return deep_sad.fit(key, data, **options)
+    return dgm.fit(key, data, method=method, **options)
+
+
+def keeper_of(folder, keep=EPOCHS):
+    return checkpoints.Keeper(folder, epochs=1, seconds=0.0, keep=keep)
+
+
+def stop_after(folder, method, stops, **options):
+    """Fits again and again, each time stopped at the next epoch, so many times."""
+    for _ in range(stops):
+        keeper = keeper_of(folder)
+        with pytest.raises(checkpoints.Interrupted, match="stopped after epoch"):
+            fit(method, keeper, lambda *_, k=keeper: k.stop(), **options)
+
+
+def go_on(folder, method, **options):
+    keeper = keeper_of(folder)
+    fitted = fit(method, keeper, **options)
+    keeper.close()
+    return fitted
+
+
+def assert_same(actual, expected, assert_leaf=np.testing.assert_array_equal):
+    actual, expected = (model.replace(seconds={}) for model in (actual, expected))
+    jax.tree.map(assert_leaf, actual, expected)
+
+
+@pytest.fixture(scope="module")
+def undisturbed():
+    return {method: fit(method) for method in ("deep_sad", "m1_m2")}
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory):
+    """Checkpoints of a fit that was stopped after the second epoch of `train`."""
+    folder = tmp_path_factory.mktemp("stopped")
+    stop_after(folder, "deep_sad", EPOCHS + 2)
+    assert {path.name for path in (folder / "train").iterdir()} == {"1", "2"}
+    return folder
+
+
+@pytest.mark.parametrize("method", ["deep_sad", "m1_m2"])
+def test_a_fit_stopped_after_every_epoch_ends_the_same(method, undisturbed, tmp_path):
+    stop_after(tmp_path, method, 2 * EPOCHS)
+    assert_same(go_on(tmp_path, method), undisturbed[method])
+
+
+def test_times_of_a_stage_add_up(stopped, tmp_path):
+    shutil.copytree(stopped, tmp_path / "kept")
+    for path in (tmp_path / "kept").glob("*/*/meta/metadata"):
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"seconds": 1e3}))
+    seconds = go_on(tmp_path / "kept", "deep_sad").seconds
+    assert all(1000 < seconds[stage] < 1100 for stage in ("pretrain", "train"))
+
+
+def test_only_stages_that_train_can_be_stopped(stopped, tmp_path):
+    keeper = keeper_of(shutil.copytree(stopped, tmp_path / "kept"))
+    training_at = []
+
+    def record(stage, done, state, history):
+        training_at.append((stage, done, keeper.is_training))
+
+    assert not keeper.is_training
+    fit("deep_sad", keeper, record)
+    expected = [("pretrain", 3, False), ("train", 2, True), ("train", 3, True)]
+    assert training_at == expected
+    assert not keeper.is_training
+    # A stage without epochs never trains: nothing would hear the call to stop.
+    fit("deep_sad", keeper, stage=training.Optimization(epochs=0, batch_size=16))
+    assert not keeper.is_training
+    keeper.close()
+
+
+def check_devices(folder):
+    folder = pathlib.Path(folder)
+    one, two = fit("deep_sad"), fit("deep_sad", devices=2)
+    stop_after(folder / "two", "deep_sad", EPOCHS + 2, devices=2)
+    assert_same(go_on(folder / "two", "deep_sad", devices=2), two)
+    stop_after(folder / "one", "deep_sad", EPOCHS + 1)
+    assert_same(
+        go_on(folder / "one", "deep_sad", devices=2),
+        one,
+        # Sums over the batch in another order; Adam's steps are 1e-3.
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4),
+    )
+
+
+def test_a_fit_goes_on_with_as_many_or_more_devices(tmp_path):
+    environment = {
+        **os.environ,
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+        "PYTHONPATH": str(ROOT),
+    }
+    done = subprocess.run(
+        [sys.executable, __file__, f"check_devices({str(tmp_path)!r})"],
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def truncated(content):
+    return content[: len(content) // 2]
+
+
+def zeroed(content):
+    middle = len(content) // 2
+    return (
+        content[:middle]
+        + bytes(min(64, len(content) - middle))
+        + content[middle + 64 :]
+    )
+
+
+def flipped(content):
+    middle = len(content) // 2
+    return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+
+
+def missing(content):
+    return None
+
+
+def garbled(content):
+    return b'{"key": [0, 0], "seconds": '
+
+
+DAMAGES = (truncated, zeroed, flipped, missing, garbled)
+
+
+def damage(path, how):
+    content = how(path.read_bytes())
+    path.unlink()
+    if content is not None:
+        path.write_bytes(content)
+
+
+def warnings_of(caplog):
+    name = checkpoints.__name__
+    return [r.getMessage() for r in caplog.records if r.name == name]
+
+
+def data_file(folder):
+    """The file with the arrays."""
+    files = [path for path in folder.rglob("d/*") if path.is_file()]
+    return max(files, key=lambda path: path.stat().st_size)
+
+
+@pytest.mark.parametrize("how", DAMAGES)
+def test_a_damaged_checkpoint_is_put_aside(how, stopped, undisturbed, tmp_path, caplog):
+    kept = shutil.copytree(stopped, tmp_path / "kept")
+    newest = kept / "train" / "2"
+    damage(newest / "meta" / "metadata" if how is garbled else data_file(newest), how)
+    starts = []
+    fitted = go_on(kept, "deep_sad", on_epochs=lambda *args: starts.append(args[:2]))
+    assert_same(fitted, undisturbed["deep_sad"])
+    (warning,) = warnings_of(caplog)
+    assert f"the checkpoint {newest} cannot be used" in warning
+    assert starts[:2] == [("pretrain", 3), ("train", 1)]
+    (aside,) = kept.glob("unused-train-2-*")
+    assert str(aside) in warning and aside.is_dir()
+
+
+def test_damage_to_any_file_changes_nothing(stopped, undisturbed, tmp_path):
+    files = [path for path in (stopped / "train" / "2").rglob("*") if path.is_file()]
+    assert len(files) > 5
+    damages = (truncated, flipped, missing)
+    for i, (file, how) in enumerate(itertools.product(files, damages)):
+        kept = shutil.copytree(stopped, tmp_path / str(i))
+        damage(kept / file.relative_to(stopped), how)
+        assert_same(go_on(kept, "deep_sad"), undisturbed["deep_sad"])
+        shutil.rmtree(kept)
+
+
+def test_without_a_whole_checkpoint_training_begins_again(
+    stopped, undisturbed, tmp_path, caplog
+):
+    kept = shutil.copytree(stopped, tmp_path / "kept")
+    for folder in kept.glob("*/*"):
+        damage(data_file(folder), zeroed)
+    damaged = {str(path) for path in kept.glob("*/*")}
+    starts = []
+    fitted = go_on(kept, "deep_sad", on_epochs=lambda *args: starts.append(args[:2]))
+    assert_same(fitted, undisturbed["deep_sad"])
+    assert starts[0] == ("pretrain", 1)
+    warned = {message.split()[2] for message in warnings_of(caplog)}
+    assert warned == damaged and len(list(kept.glob("unused-*"))) == len(damaged)
+
+
+def test_an_older_damaged_checkpoint_does_no_harm(stopped, undisturbed, tmp_path):
+    kept = shutil.copytree(stopped, tmp_path / "kept")
+    for path in (kept / "train" / "1").rglob("*"):
+        if path.is_file():
+            damage(path, truncated)
+    assert_same(go_on(kept, "deep_sad"), undisturbed["deep_sad"])
+
+
+def test_checkpoints_of_another_fit_are_not_taken(stopped, tmp_path, caplog):
+    kept = shutil.copytree(stopped, tmp_path / "key")
+    assert_same(go_on(kept, "deep_sad", seed=1), fit("deep_sad", seed=1))
+    assert "belongs to another random key" in caplog.text
+    fewer = training.Optimization(1e-3, epochs=2, milestones=(2,), batch_size=16)
+    kept = shutil.copytree(stopped, tmp_path / "epochs")
+    expected = fit("deep_sad", stage=fewer)
+    assert_same(go_on(kept, "deep_sad", stage=fewer), expected)
+    assert "its arrays have other shapes" in caplog.text
+
+
+def test_no_more_checkpoints_are_kept_than_asked(tmp_path):
+    keeper = keeper_of(tmp_path, keep=1)
+    fit("deep_sad", keeper)
+    keeper.close()
+    kept = {str(path.relative_to(tmp_path)) for path in tmp_path.glob("*/*")}
+    assert kept == {f"pretrain/{EPOCHS}", f"train/{EPOCHS}"}
+    assert keeper.newest() == tmp_path / "train" / str(EPOCHS)
+    keeper.discard()
+    assert not tmp_path.exists()
+
+
+def command(*arguments, patch="", program="run"):
+    """The command line, in a process that runs a patch first."""
+    code = f"import runpy\n{patch}\n"
+    code += f"runpy.run_module('experiments.{program}', run_name='__main__')"
+    return subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "JAX_PLATFORMS": "cpu"},
+    )
+
+
+def sigterm_at(stage, done):
+    return f"""
+import os, signal
+from experiments import progress
+call = progress.OneRun.__call__
+def stop(self, *arguments):
+    call(self, *arguments)
+    if arguments[:2] == ({stage!r}, {done}):
+        os.kill(os.getpid(), signal.SIGTERM)
+progress.OneRun.__call__ = stop
+"""
+
+
+def assert_refused(done, message):
+    assert done.returncode == 2, done.stderr
+    last = done.stderr.rstrip("\n").split("\n")[-1]
+    assert last.startswith("error: ") and message in last, done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def assert_equal_runs(folder, expected):
+    actual, expected = kill_harness.content(folder), kill_harness.content(expected)
+    for ignored in ("config.json", "results.json"):
+        actual.pop(ignored), expected.pop(ignored)
+    assert {"scores.npz", "metrics.jsonl", "model"} <= expected.keys()
+    assert actual == expected
+    assert not (folder / "checkpoints").exists()
+
+
+def config_of(**overrides):
+    config = importlib.import_module("configs.breast_cancer").get_config()
+    config.pretrain.epochs, config.train.epochs = 2, 3
+    config.update_from_flattened_dict(overrides)
+    return config
+
+
+@pytest.fixture(scope="module")
+def undisturbed_run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "undisturbed"
+    run.run(config_of(), str(folder))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def stopped_run(tmp_path_factory):
+    """What SIGTERM after the first epoch of `train` leaves, and the process."""
+    folder = tmp_path_factory.mktemp("runs") / "stopped"
+    arguments = (TABLE, *QUICK, f"--workdir={folder}")
+    return folder, command(*arguments, patch=sigterm_at("train", 1))
+
+
+def test_a_run_that_got_sigterm_says_how_to_go_on(stopped_run):
+    folder, done = stopped_run
+    assert done.returncode == 143
+    assert done.stderr.rstrip().endswith(
+        "interrupted: stopped after epoch 1 of train, which is saved; go on by the "
+        f"same command with --workdir={folder}"
+    )
+    assert not (folder / "results.json").exists()
+    assert (folder / "checkpoints" / "train" / "1").is_dir()
+    kill_harness.check_files(folder)
+
+
+def test_the_same_command_finishes_what_got_sigterm(
+    stopped_run, undisturbed_run, tmp_path
+):
+    folder = shutil.copytree(stopped_run[0], tmp_path / "run")
+    done = command(TABLE, *QUICK, f"--workdir={folder}")
+    assert done.returncode == 0, done.stderr
+    assert_equal_runs(folder, undisturbed_run)
+    assert {p.name for p in folder.iterdir()} == {
+        p.name for p in undisturbed_run.iterdir()
+    }
+
+
+def test_devices_and_checkpoints_may_be_others(stopped_run, undisturbed_run, tmp_path):
+    folder = shutil.copytree(stopped_run[0], tmp_path / "run")
+    others = {"devices": 0, "checkpoint.epochs": 1, "checkpoint.seconds": 0.0}
+    run.run(config_of(**others, **{"checkpoint.keep": 1}), str(folder))
+    assert_equal_runs(folder, undisturbed_run)
+    assert json.loads((folder / "config.json").read_text())["checkpoint"]["keep"] == 1
+
+
+def test_another_config_is_refused_with_the_difference(stopped_run):
+    folder, _ = stopped_run
+    before = kill_harness.content(folder)
+    quick = (QUICK[0], "--config.train.epochs=4", "--config.seed=0")
+    done = command(TABLE, *quick, f"--workdir={folder}")
+    assert_refused(done, "another config (train.epochs was 3, is 4)")
+    assert kill_harness.content(folder) == before
+    with pytest.raises(ValueError, match="eta was 1.0, is 2.0; seed was 0, is 1"):
+        run.run(config_of(eta=2.0, seed=1), str(folder))
+
+
+def test_resume_never_refuses_what_is_unfinished(stopped_run, tmp_path):
+    folder, _ = stopped_run
+    done = command(TABLE, *QUICK, f"--workdir={folder}", "--resume=never")
+    assert_refused(done, "holds an unfinished experiment")
+    (config,) = sweep.expand(config_of(), {}, seeds=1)
+    seed = tmp_path / sweep.setting(config) / "seed0"
+    shutil.copytree(folder, seed)
+    with pytest.raises(ValueError, match="holds an unfinished experiment"):
+        sweep.sweep([config], str(tmp_path), resume=False)
+
+
+@pytest.mark.parametrize("content", ['{"seed": ', "[]", "\xff"])
+def test_a_damaged_config_is_named(content, tmp_path):
+    (tmp_path / "config.json").write_bytes(content.encode("latin-1"))
+    with pytest.raises(ValueError, match=r"config\.json is damaged"):
+        run.run(config_of(), str(tmp_path))
+
+
+def test_sigterm_before_training_just_ends_the_process(tmp_path):
+    patch = """
+import os, signal
+from deepsad_jax.data import scenario
+scenario.make = lambda *_: os.kill(os.getpid(), signal.SIGTERM)
+"""
+    done = command(TABLE, *QUICK, f"--workdir={tmp_path / 'run'}", patch=patch)
+    assert done.returncode == -signal.SIGTERM
+    assert not (tmp_path / "run").exists()
+
+
+def test_sigterm_in_a_shallow_method_just_ends_the_process(tmp_path):
+    # A hybrid has a keeper, of which its second half makes no use.
+    folder = tmp_path / "run"
+    arguments = (TABLE, *QUICK, "--config.method=isoforest", "--config.hybrid")
+    arguments = (*arguments, *OFTEN, f"--workdir={folder}")
+    done = command(*arguments, patch=sigterm_at("fit", 1))
+    assert done.returncode == -signal.SIGTERM, done.stderr
+    config = config_of(method="isoforest", hybrid=True)
+    assert run.run(config, str(folder))["auroc"] > 0.5
+
+
+def test_sigterm_does_what_it_did_once_training_is_over(tmp_path):
+    before = signal.getsignal(signal.SIGTERM)
+    with resuming.keepers([config_of()], [tmp_path], tmp_path):
+        assert signal.getsignal(signal.SIGTERM) is not before
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+@pytest.mark.parametrize("program", ["run", "sweep"])
+def test_what_is_killed_at_any_moment_ends_the_same(program, tmp_path):
+    kills = {"run": 3, "sweep": 2}[program]
+    options = {"run": [TABLE], "sweep": ["--seeds=2"]}[program]
+    options += ["--config.pretrain.epochs=20", "--config.train.epochs=20"]
+    counts, _ = kill_harness.survive(program, kills, 1, tmp_path, options)
+    assert sum(counts.values()) == kills
+
+
+def test_the_harness_is_a_program():
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    done = subprocess.run(
+        [sys.executable, ROOT / "tests" / "kill_harness.py", "--help"],
+        cwd="/",
+        capture_output=True,
+        text=True,
+        env=environment,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "--kills" in done.stdout
+
+
+def test_a_workdir_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(OSError, match="--workdir .*file/run cannot be made: Not a"):
+        run.run(config_of(), str(tmp_path / "file" / "run"))
+
+
+def mount(folder, *arguments):
+    """Mounts a tmpfs, where that is permitted."""
+    folder.mkdir(exist_ok=True)
+    done = subprocess.run(
+        ["mount", "-t", "tmpfs", *arguments, "none", folder], capture_output=True
+    )
+    if done.returncode:
+        pytest.skip("nothing can be mounted here")
+
+
+def test_a_workdir_that_is_read_only_is_named(tmp_path):
+    try:
+        mount(tmp_path / "disk", "-o", "ro")
+        with pytest.raises(OSError, match="--workdir .*disk cannot be written"):
+            run.run(config_of(), str(tmp_path / "disk"))
+        with pytest.raises(OSError, match="disk/run cannot be made: Read-only"):
+            run.run(config_of(), str(tmp_path / "disk" / "run"))
+    finally:
+        subprocess.run(["umount", tmp_path / "disk"], capture_output=True)
+
+
+# Where the disk is full: at the metrics and at checkpoints.
+@pytest.mark.parametrize("kilobytes", [8, 64, 300])
+def test_a_full_disk_ends_the_run_and_spares_what_is_there(
+    kilobytes, undisturbed_run, tmp_path
+):
+    disk = tmp_path / "disk"
+    often = {"checkpoint.epochs": 1, "checkpoint.seconds": 0.0}
+    try:
+        mount(disk, "-o", f"size={kilobytes}k")
+        if kilobytes == 64:
+            done = command(TABLE, *QUICK, *OFTEN, f"--workdir={disk / 'run'}")
+            assert_refused(done, "cannot be written: No space left on device")
+            assert f" {disk / 'run' / 'checkpoints'}" in done.stderr
+        else:
+            message = rf"{disk}/run/.* cannot be written: .*No space left on device"
+            with pytest.raises(OSError, match=message):
+                run.run(config_of(**often), str(disk / "run"))
+        kill_harness.check_files(disk)
+        subprocess.run(["mount", "-o", "remount,size=20m", disk], check=True)
+        run.run(config_of(**often), str(disk / "run"))
+        assert_equal_runs(disk / "run", undisturbed_run)
+    finally:
+        subprocess.run(["umount", disk], capture_output=True)
+
+
+def full(*args, **kwargs):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.mark.parametrize("name", ["config.json", "scores.npz", "results.json"])
+def test_a_file_that_cannot_be_written_is_named(
+    name, undisturbed_run, tmp_path, monkeypatch
+):
+    folder, replace = tmp_path / "run", os.replace
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            os, "replace", lambda a, b: full() if b == folder / name else replace(a, b)
+        )
+        message = f"{folder / name} cannot be written: No space left on device"
+        with pytest.raises(OSError, match=f"^{message}$"):
+            run.run(config_of(), str(folder))
+    assert not list(folder.glob(".*"))
+    kill_harness.check_files(folder)
+    run.run(config_of(), str(folder))
+    assert_equal_runs(folder, undisturbed_run)
+
+
+def test_a_checkpoint_that_cannot_be_written_is_named(
+    undisturbed, tmp_path, monkeypatch
+):
+    import orbax.checkpoint as ocp
+
+    stop_after(tmp_path, "deep_sad", 2)
+    keeper = keeper_of(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(ocp.CheckpointManager, "save", full)
+        with pytest.raises(OSError, match=f"{tmp_path}.* cannot be written: .*space"):
+            fit("deep_sad", keeper)
+            keeper.close()
+    assert_same(go_on(tmp_path, "deep_sad"), undisturbed["deep_sad"])
+
+
+def test_a_model_that_cannot_be_written_leaves_nothing(tmp_path, monkeypatch):
+    import orbax.checkpoint as ocp
+
+    def half(self, path, **options):
+        path.with_name(f"{path.name}.orbax-checkpoint-tmp-1").mkdir()
+        full()
+
+    model = stages.Fitted({"w": np.ones(3)}, {}, {}, {}, "m2", NETWORK)
+    path = tmp_path / "model"
+    monkeypatch.setattr(ocp.Checkpointer, "save", half)
+    with pytest.raises(OSError, match=f"the model {path} cannot be written: .*space"):
+        checkpoints.save_model(path, model)
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_a_killed_process_left_is_removed(stopped_run, tmp_path):
+    folder = shutil.copytree(stopped_run[0], tmp_path / "run")
+    left = [
+        folder / ".metrics.jsonl.abc.partial",
+        folder / "model.orbax-checkpoint-tmp-1" / "state",
+        folder / "checkpoints" / "train" / "2.orbax-checkpoint-tmp" / "state",
+    ]
+    kept = [folder / "notes.partial", folder / "model.txt"]
+    for path in (*left, *kept):
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("half")
+    workdir.prepare(str(folder), "", config_of().to_dict())
+    assert not any(path.exists() for path in left)
+    assert not list(folder.glob("**/*orbax-checkpoint-tmp*"))
+    assert all(path.exists() for path in kept)
+    assert (folder / "checkpoints" / "train" / "1").is_dir()
+
+
+if __name__ == "__main__":
+    eval(sys.argv[1])
