@@ -74,6 +74,7 @@ def test_a_run_leaves_everything_behind(finished):
         "curves.png",
         "losses.png",
         "groups.png",
+        "checkpoints",
         "samples.png",
     }
     assert "AUROC" in done.stdout and str(folder) in done.stdout
