@@ -162,17 +162,17 @@ def truncated(content):
 
 
 def zeroed(content):
-    middle = len(content) // 2
-    return (
-        content[:middle]
-        + bytes(min(64, len(content) - middle))
-        + content[middle + 64 :]
-    )
+    quarter = len(content) // 4
+    rest = content[len(content) - quarter :]
+    return content[:quarter] + bytes(len(content) - 2 * quarter) + rest
 
 
 def flipped(content):
-    middle = len(content) // 2
-    return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+    """A bit in every hundredth byte, since some bytes mean nothing."""
+    changed = bytearray(content)
+    for i in range(len(content) // 2 % 100, len(content), 100):
+        changed[i] ^= 1
+    return bytes(changed)
 
 
 def missing(content):
@@ -198,17 +198,18 @@ def warnings_of(caplog):
     return [r.getMessage() for r in caplog.records if r.name == name]
 
 
-def data_file(folder):
-    """The file with the arrays."""
-    files = [path for path in folder.rglob("d/*") if path.is_file()]
-    return max(files, key=lambda path: path.stat().st_size)
+def data_files(folder):
+    """The files with the arrays."""
+    return [path for path in folder.rglob("d/*") if path.is_file()]
 
 
 @pytest.mark.parametrize("how", DAMAGES)
 def test_a_damaged_checkpoint_is_put_aside(how, stopped, undisturbed, tmp_path, caplog):
     kept = shutil.copytree(stopped, tmp_path / "kept")
     newest = kept / "train" / "2"
-    damage(newest / "meta" / "metadata" if how is garbled else data_file(newest), how)
+    meta = [newest / "meta" / "metadata"]
+    for path in meta if how is garbled else data_files(newest):
+        damage(path, how)
     starts = []
     fitted = go_on(kept, "deep_sad", on_epochs=lambda *args: starts.append(args[:2]))
     assert_same(fitted, undisturbed["deep_sad"])
@@ -235,7 +236,8 @@ def test_without_a_whole_checkpoint_training_begins_again(
 ):
     kept = shutil.copytree(stopped, tmp_path / "kept")
     for folder in kept.glob("*/*"):
-        damage(data_file(folder), zeroed)
+        for path in data_files(folder):
+            damage(path, zeroed)
     damaged = {str(path) for path in kept.glob("*/*")}
     starts = []
     fitted = go_on(kept, "deep_sad", on_epochs=lambda *args: starts.append(args[:2]))
