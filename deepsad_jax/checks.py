@@ -1,0 +1,91 @@
+"""What a user calls an array, as one; whatever it lacks is said in a sentence."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+_CHUNK = 2**20  # values that are looked at at once
+
+
+def unmasked(name: str, values: Any) -> np.ndarray:
+    """Values as an array.
+
+    Raises:
+        ValueError: if NumPy can make none of them, or some of them are masked.
+    """
+    if isinstance(values, np.ma.MaskedArray):
+        if np.ma.is_masked(values):
+            raise ValueError(
+                f"{name} has {int(np.ma.count_masked(values))} masked values; fill or "
+                "remove them"
+            )
+        return np.asarray(values.data)
+    try:
+        return np.asarray(values)
+    except Exception as error:  # ragged lists, and whatever else is no array
+        raise ValueError(f"{name} is no array of numbers") from error
+
+
+def rows(x: Any, name: str = "x") -> np.ndarray:
+    """Raw rows as a NumPy array `[n, ...]` of real numbers.
+
+    Raises:
+        ValueError: if they are none: of another type or rank, empty, or masked.
+    """
+    if hasattr(x, "toarray"):
+        raise ValueError(f"{name} is a sparse matrix; give {name}.toarray()")
+    x = unmasked(name, x)
+    if x.ndim < 2 or not x.size:
+        raise ValueError(
+            f"{name} has shape {x.shape}; it must be [n, columns] or [n, ..., "
+            "channels], and not empty"
+        )
+    if x.dtype.kind not in "iuf" and not jnp.issubdtype(x.dtype, jnp.floating):
+        raise ValueError(
+            f"{name} has dtype {x.dtype}; it must hold real numbers, integers or "
+            "floating"
+        )
+    return x
+
+
+def check_finite(x: np.ndarray, name: str = "x") -> None:
+    """Raises ValueError that says where, if some values are NaN or infinite."""
+    if x.dtype.kind in "iu":
+        return
+    found = locate(x, lambda part: ~np.isfinite(part.astype(np.float64)))
+    if found:
+        position, number = found
+        raise ValueError(
+            f"{name} contains {x[position]} ({place(position)}; {number} such values "
+            "in all); remove or impute them"
+        )
+
+
+def chunks(x: np.ndarray) -> Iterator[slice]:
+    """Slices of rows that hold about a million values."""
+    step = max(1, _CHUNK * len(x) // max(1, x.size))
+    return (slice(start, start + step) for start in range(0, len(x), step))
+
+
+def locate(
+    x: np.ndarray, is_bad: Callable[[np.ndarray], np.ndarray]
+) -> tuple[tuple[int, ...], int] | None:
+    """The first bad value's position, and how many there are."""
+    first, number = None, 0
+    with np.errstate(over="ignore", invalid="ignore"):
+        for part in chunks(x):
+            bad = is_bad(x[part])
+            if first is None and bad.any():
+                row, *rest = (int(i) for i in np.argwhere(bad)[0])
+                first = (part.start + row, *rest)
+            number += int(bad.sum())
+    return None if first is None else (first, number)
+
+
+def place(position: tuple[int, ...]) -> str:
+    """A position in words."""
+    if len(position) == 2:
+        return f"row {position[0]}, column {position[1]}"
+    return f"row {position[0]}, at {list(position[1:])}"
