@@ -1,17 +1,18 @@
 """Deep generative models as Flax modules: VAE (M1), M2 and stacked M1+M2.
 
-    model = build("cardio_DGM_M2")  # or build_m2(network) and the like
+    model = m2_for(encoder, shape)  # an encoder of `networks` for examples of a shape
     bounds, log_q = model.apply(variables, x, noise, True)
 
 Kingma et al., "Semi-supervised Learning with Deep Generative Models", NIPS 2014, as the
 baselines of Deep SAD use them: two classes, normal and anomalous, of which only the few
-labelled examples are known; x is a vector of Bernoulli variables, so that inputs must
+labeled examples are known; x is a vector of Bernoulli variables, so that inputs must
 lie in [0, 1]. The logarithm of a code's variance is a softplus, so never negative, as
 in the published baselines, whose numbers the tests compare with.
 
-Sizes follow from the network that the other methods use: a table's perceptron lends its
-hidden layers and its code; for images of code size r the hidden layers are 4 r and 2 r
-wide, with the LeNet encoder as the classifier of M2. `dgm` trains the models.
+Sizes follow from the encoder that the other methods use: a table's perceptron lends its
+hidden layers and its code; for another encoder, of code size r, the hidden layers are
+4 r and 2 r wide, and it is itself the classifier of M2. Dense kernels are initialized
+by Glorot's normal rule, biases are zero.
 """
 
 import math
@@ -21,7 +22,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from deepsad_jax import losses, networks
+from deepsad_jax import layers, losses, networks
 
 
 class GaussianEncoder(nn.Module):
@@ -78,14 +79,15 @@ class _DenseOfEachClass(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         shape = (x.shape[-1] + 2, self.features)
-        kernel = self.param("kernel", nn.initializers.glorot_normal(), shape)
+        kernel = self.param("kernel", layers.Glorot(), shape)
         bias = self.param("bias", nn.initializers.zeros, shape[1:])
         x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
         return x @ kernel[:-2] + kernel[-2:, None] + bias
 
 
-def _dense(module: nn.Module, features: int, name: str) -> nn.Dense:
-    return nn.Dense(features, dtype=module.dtype, name=name)
+def _dense(module: nn.Module, features: int, name: str | None = None) -> nn.Dense:
+    options = {"dtype": module.dtype, "kernel_init": layers.Glorot()}
+    return nn.Dense(features, **options, name=name)
 
 
 def _perceptron(module, x):
@@ -163,17 +165,15 @@ class M2(nn.Module):
 
     Attributes:
         hidden, latent, features: as for `VAE`, of what is decoded.
-        classifier: architecture of the encoder that classifies images; None for one
-            dense layer, as wide as the first hidden one.
-        axis_name: the mapped axis over which batch statistics are averaged, if any.
+        classifier: the encoder, called with x and `train`, on whose code the class
+            depends; None for one dense layer, as wide as the first hidden one.
         dtype: type of the computation.
     """
 
     hidden: tuple[int, ...]
     latent: int
     features: int
-    classifier: networks.Architecture | None = None
-    axis_name: str | None = None
+    classifier: nn.Module | None = None
     dtype: Any = jnp.float32
 
     draws = 1
@@ -183,11 +183,10 @@ class M2(nn.Module):
         self.encoder = GaussianEncoder(self.hidden, self.latent, **options)
         self.decoder = BernoulliDecoder(self.hidden[::-1], self.features, **options)
         if self.classifier is None:
-            self.dense = nn.Dense(self.hidden[0], dtype=self.dtype)
-        else:
-            options = (self.classifier, self.axis_name, self.dtype)
-            self.lenet = networks.Encoder(*options)
-        self.logits = nn.Dense(2, dtype=self.dtype)
+            self.dense = _dense(self, self.hidden[0])
+        else:  # its variables are those of "lenet", whichever encoder it is
+            self.lenet = self.classifier.clone(parent=None, name=None)
+        self.logits = _dense(self, 2)
 
     def __call__(
         self, x: jax.Array, noise: jax.Array, train: bool
@@ -256,60 +255,47 @@ class M1M2(nn.Module):
         return self.m2.classify(self.m1.encode(x)[0], train)
 
 
-def build(name: str) -> M2 | M1M2:
-    """The model of a published name: `cardio_DGM_M2`, `mnist_DGM_M1M2` and so on.
+def vae_for(encoder: nn.Module, shape: tuple[int, ...]) -> VAE:
+    """The VAE whose sizes follow from an encoder.
 
     Args:
-        name: `SET_DGM_M2` or `SET_DGM_M1M2` for each set of `networks.ARCHITECTURES`.
+        encoder: called with x and `train`; its `dtype`, if it has one, is the model's.
+        shape: that of an example.
 
     Raises:
-        ValueError: if there is none of that name.
+        ValueError: if it is a perceptron without hidden layers.
     """
-    builders = {"M2": build_m2, "M1M2": build_m1_m2}
-    data, _, kind = name.partition("_DGM_")
-    named = {network.rpartition("_")[0]: network for network in networks.ARCHITECTURES}
-    if kind not in builders or data not in named:
-        raise ValueError(
-            f"name is {name!r}; it must be SET_DGM_M2 or SET_DGM_M1M2, where SET is "
-            f"one of {', '.join(named)}"
-        )
-    return builders[kind](named[data])
+    return VAE(*_sizes(encoder, shape), dtype=_dtype(encoder))
 
 
-def build_vae(network: str | networks.Architecture, *, dtype: Any = jnp.float32) -> VAE:
-    """The VAE for the data of a network.
-
-    Raises:
-        ValueError: if no network has that name, or it has no hidden layers.
-    """
-    return VAE(*_sizes(network), dtype=dtype)
-
-
-def build_m2(
-    network: str | networks.Architecture,
-    *,
-    axis_name: str | None = None,
-    dtype: Any = jnp.float32,
-) -> M2:
-    """The M2 for the data of a network; Raises: as `build_vae`."""
-    spec = networks.resolve(network)
-    classifier = spec if networks.is_convolutional(spec) else None
-    return M2(*_sizes(spec), classifier, axis_name, dtype)
+def m2_for(encoder: nn.Module, shape: tuple[int, ...]) -> M2:
+    """The M2 whose sizes follow from an encoder; Args and Raises: as `vae_for`."""
+    classifier = None
+    if isinstance(encoder, networks.LeNetEncoder):
+        classifier = encoder.clone(dense_init=layers.Glorot())  # as the original
+    elif not isinstance(encoder, networks.MLPEncoder):
+        classifier = encoder
+    return M2(*_sizes(encoder, shape), classifier, dtype=_dtype(encoder))
 
 
-def build_m1_m2(
-    network: str | networks.Architecture, *, dtype: Any = jnp.float32
-) -> M1M2:
-    """The M1+M2 for the data of a network; Raises: as `build_vae`."""
-    return M1M2(*_sizes(network), dtype=dtype)
+def m1_m2_for(encoder: nn.Module, shape: tuple[int, ...]) -> M1M2:
+    """The M1+M2 whose sizes follow from an encoder; Args and Raises: as `vae_for`."""
+    return M1M2(*_sizes(encoder, shape), dtype=_dtype(encoder))
 
 
-def _sizes(network) -> tuple[tuple[int, ...], int, int]:
-    spec = networks.resolve(network)
-    if networks.is_convolutional(spec):
-        hidden = (4 * spec.rep_dim, 2 * spec.rep_dim)
-    else:
-        hidden = spec.hidden
-    if not hidden:
-        raise ValueError("network has no hidden layer; generative models need one")
-    return hidden, spec.rep_dim, math.prod(spec.input_shape)
+def _dtype(encoder: nn.Module) -> Any:
+    return getattr(encoder, "dtype", None) or jnp.float32
+
+
+def _sizes(
+    encoder: nn.Module, shape: tuple[int, ...]
+) -> tuple[tuple[int, ...], int, int]:
+    features = math.prod(shape)
+    if isinstance(encoder, networks.MLPEncoder):
+        if not encoder.hidden:
+            raise ValueError("encoder has no hidden layer; generative models need one")
+        return encoder.hidden, encoder.rep_dim, features
+    x, key = jnp.zeros((1, *shape)), jax.random.key(0)
+    output, _ = jax.eval_shape(lambda: encoder.init_with_output(key, x, train=False))
+    rep_dim = output.shape[-1]
+    return (4 * rep_dim, 2 * rep_dim), rep_dim, features

@@ -2,37 +2,137 @@
 
 The networks are those of the paper's appendix (Ruff et al., ICLR 2020, appendix E):
 LeNets for images, multilayer perceptrons for tables, without bias terms and with batch
-normalisation that has no affine parameters, since either could collapse a hypersphere.
-One table, `ARCHITECTURES`, describes them all.
+normalization that has no affine parameters, since either could collapse a hypersphere.
+`PAPER` has them by name; `for_shape` makes one for examples of any shape.
 
     model = build_autoencoder("cardio_mlp")
     variables = model.init(jax.random.key(0), jnp.zeros((1, 21)), train=False)
     reconstruction = model.apply(variables, x, train=False)
 
-Variables are `{"params", "batch_stats"}`, each with the subtrees `encoder` and
-`decoder`; `encoder_variables` takes the encoder's part, which is exactly what the
-module of `build_encoder` of the same name uses. Weights are initialised as PyTorch does
-by default, because the published hyper-parameters were chosen with it.
+Modules are called with x `[batch, ...]` and `train`, whether batch norm uses the
+statistics of the batch. They compute in their `dtype`; parameters, statistics and
+outputs are float32. `slope` is that of the leaky ReLUs: 0.01 in the published code, 0.1
+in the paper's text. Variables of an autoencoder are `{"params", "batch_stats"}`, each
+with the subtrees `encoder` and `decoder`; `encoder_variables` takes the encoder's part.
+Weights are initialized as PyTorch does by default, because the published
+hyper-parameters were chosen with it.
 """
 
 import dataclasses
-import functools
 import math
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from deepsad_jax import layers
 
-Variables = Mapping[str, Any]
+
+class Pair(NamedTuple):
+    """An encoder, the decoder that mirrors it, and the shape of an example."""
+
+    encoder: nn.Module
+    decoder: nn.Module
+    input_shape: tuple[int, ...]
+
+    @property
+    def autoencoder(self) -> "Autoencoder":
+        """The one followed by the other."""
+        return Autoencoder(self.encoder, self.decoder)
+
+
+class Autoencoder(nn.Module):
+    """Encoder followed by decoder: `[batch, ...]` to its reconstruction."""
+
+    encoder: nn.Module
+    decoder: nn.Module
+
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        return self.decoder(self.encoder(x, train), train)
+
+
+class MLPEncoder(nn.Module):
+    """Rows `[batch, columns]` to `[batch, rep_dim]`.
+
+    Dense layers, each followed by batch norm and leaky ReLU, and a linear code.
+
+    Attributes:
+        hidden: widths of the dense layers.
+        rep_dim: size of the code.
+    """
+
+    hidden: tuple[int, ...]
+    rep_dim: int
+    slope: float = 0.01
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        first = "hidden1" if self.hidden else "code"
+        kernel = self.variables.get("params", {}).get(first, {}).get("kernel")
+        _check_input(x, (x.shape[-1] if kernel is None else kernel.shape[0],))
+        x = _dense_blocks(self, x, self.hidden, train)
+        return _dense(self, self.rep_dim, "code")(x).astype(jnp.float32)
+
+
+class MLPDecoder(nn.Module):
+    """Embeddings `[batch, rep_dim]` to rows `[batch, features]`, each in (0, 1).
+
+    Attributes:
+        hidden: widths of the dense layers, in the order of the decoder.
+        features: number of columns.
+    """
+
+    hidden: tuple[int, ...]
+    features: int
+    slope: float = 0.01
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, embeddings: jax.Array, train: bool) -> jax.Array:
+        x = _dense_blocks(self, embeddings.astype(self.dtype), self.hidden, train)
+        return _unit_interval(_dense(self, self.features, "output")(x))
+
+
+class LeNetEncoder(nn.Module):
+    """Images `[batch, *input_shape]` to `[batch, rep_dim]`.
+
+    5x5 convolutions, each followed by batch norm, leaky ReLU and 2x2 max pooling, and a
+    linear code.
+
+    Attributes:
+        input_shape: height, width, channels.
+        features: output channels of the convolutions.
+        rep_dim: size of the code.
+        hidden: width of a dense layer before the code, if any.
+        dense_init: initializer of the dense layers.
+    """
+
+    input_shape: tuple[int, int, int]
+    features: tuple[int, ...]
+    rep_dim: int
+    hidden: int | None = None
+    slope: float = 0.01
+    dtype: Any = jnp.float32
+    dense_init: Callable = layers.PYTORCH
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        _check_input(x, self.input_shape)
+        x = x.astype(self.dtype)
+        for i, features in enumerate(self.features, 1):
+            x = layers.conv_block(
+                x, features, i, train=train, slope=self.slope, dtype=self.dtype
+            )
+        x = x.reshape(x.shape[0], -1)
+        x = _dense_blocks(self, x, (self.hidden,) if self.hidden else (), train)
+        return _dense(self, self.rep_dim, "code")(x).astype(jnp.float32)
 
 
 @dataclasses.dataclass(frozen=True)
-class Upsampling:
+class Up:
     """One layer of a LeNet decoder: (upsample x2,) 5x5 convolution."""
 
     features: int
@@ -40,75 +140,152 @@ class Upsampling:
     padding: int = 2
 
 
-@dataclasses.dataclass(frozen=True)
-class LeNetArchitecture:
-    """5x5 convolutions, each followed by batch norm, leaky ReLU and 2x2 max pooling."""
+class LeNetDecoder(nn.Module):
+    """Embeddings `[batch, rep_dim]` to images, each value in (0, 1).
 
-    input_shape: tuple[int, int, int]  # height, width, channels
+    Attributes:
+        convolutions: after a leaky ReLU each; with batch norm in between.
+        size: height and width of the first feature map.
+        hidden: width of a dense layer before it, if any.
+        kernel_init: initializer of the convolutions.
+    """
+
+    convolutions: tuple[Up, ...]
+    size: int = 4
+    hidden: int | None = None
+    kernel_init: Callable = layers.Uniform(layers.fan_out_bound)
+    slope: float = 0.01
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, embeddings: jax.Array, train: bool) -> jax.Array:
+        x = embeddings.astype(self.dtype)
+        if self.hidden:
+            x = _dense(self, self.hidden, "hidden1")(x)
+            x = layers.BatchNorm(train, name="hidden_bn1")(x)
+        # An embedding is cut into feature maps channel by channel, as in the original.
+        x = x.reshape(x.shape[0], -1, self.size, self.size).transpose(0, 2, 3, 1)
+        for i, layer in enumerate(self.convolutions, 1):
+            if i > 1:
+                x = layers.BatchNorm(train, name=f"conv_bn{i - 1}")(x)
+            x = layers.Convolution(
+                **dataclasses.asdict(layer),
+                kernel_init=self.kernel_init,
+                dtype=self.dtype,
+                name=f"conv{i}",
+            )(nn.leaky_relu(x, self.slope))
+        return _unit_interval(x)
+
+
+class ConvEncoder(nn.Module):
+    """Examples of any shape `[batch, *sizes, channels]` to `[batch, rep_dim]`.
+
+    For series, images and volumes. Convolutions, each followed by batch norm, leaky
+    ReLU and max pooling by 2 along the axes that are longer than 4, and a linear code.
+
+    Attributes:
+        input_shape: sizes of one to three axes, and channels.
+        features: output channels of the convolutions.
+        rep_dim: size of the code.
+        kernel: size of the kernels along each axis.
+    """
+
+    input_shape: tuple[int, ...]
     features: tuple[int, ...]
     rep_dim: int
-    decoder: tuple[Upsampling, ...]
-    decoder_size: int = 4  # height and width of the decoder's first feature map
-    hidden: int | None = None  # width of a dense layer before (and after) the code
-    xavier_decoder: bool = False
+    kernel: int = 3
+    slope: float = 0.01
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        _check_input(x, self.input_shape)
+        x = x.astype(self.dtype)
+        for i, features in enumerate(self.features, 1):
+            x = _conv(self, features, i)(x)
+            x = layers.BatchNorm(train, name=f"conv_bn{i}")(x)
+            x = layers.halve(nn.leaky_relu(x, self.slope))
+        x = x.reshape(x.shape[0], -1)
+        return _dense(self, self.rep_dim, "code")(x).astype(jnp.float32)
 
 
-@dataclasses.dataclass(frozen=True)
-class MLPArchitecture:
-    """Dense layers, each followed by batch norm and leaky ReLU, and a linear code."""
+class ConvDecoder(nn.Module):
+    """Embeddings `[batch, rep_dim]` to `[batch, *input_shape]`, each in (0, 1).
 
-    input_shape: tuple[int]
-    hidden: tuple[int, ...]
-    rep_dim: int
+    The mirror image of `ConvEncoder`: a dense layer to the smallest feature map, then
+    convolutions of values that are repeated where the encoder pooled.
+
+    Attributes: as for `ConvEncoder`, in the order of the encoder.
+    """
+
+    input_shape: tuple[int, ...]
+    features: tuple[int, ...]
+    kernel: int = 3
+    slope: float = 0.01
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, embeddings: jax.Array, train: bool) -> jax.Array:
+        *sizes, channels = self.input_shape
+        maps = [tuple(sizes)]
+        for _ in self.features:
+            maps.append(tuple(layers.halved(size) for size in maps[-1]))
+        width = math.prod(maps[-1]) * self.features[-1]
+        x = _dense_blocks(self, embeddings.astype(self.dtype), (width,), train)
+        x = x.reshape(x.shape[0], *maps[-1], self.features[-1])
+        outputs = (channels, *self.features[:-1])[::-1]
+        for i, (sizes, features) in enumerate(zip(maps[-2::-1], outputs, strict=True)):
+            if i > 0:
+                x = layers.BatchNorm(train, name=f"conv_bn{i}")(x)
+                x = nn.leaky_relu(x, self.slope)
+            x = _conv(self, features, i + 1)(layers.double(x, sizes))
+        return _unit_interval(x)
 
 
-Architecture = LeNetArchitecture | MLPArchitecture
-
-
-def mlp_for_table(input_dim: int) -> MLPArchitecture:
-    """The perceptron for a table of `input_dim` columns.
+def mlp_for_table(columns: int, *, dtype: Any = jnp.float32) -> Pair:
+    """The perceptrons for a table of that many columns.
 
     The paper uses 128-64-32 for its one wide table (274 columns), 32-16-8 for those of
     9 to 36 and 32-16-4 for the one of 6 columns; this is the rule that gives them.
 
     Raises:
-        ValueError: if `input_dim` is not at least 1.
+        ValueError: if `columns` is not at least 1.
     """
-    if input_dim < 1:
-        raise ValueError(f"input_dim is {input_dim}; it must be at least 1")
-    hidden = (128, 64) if input_dim > 100 else (32, 16)
-    rep_dim = hidden[-1] // 2 if input_dim > 8 else 4
-    return MLPArchitecture((input_dim,), hidden, rep_dim)
+    if columns < 1:
+        raise ValueError(f"columns is {columns}; it must be at least 1")
+    hidden = (128, 64) if columns > 100 else (32, 16)
+    rep_dim = hidden[-1] // 2 if columns > 8 else 4
+    return Pair(
+        MLPEncoder(hidden, rep_dim, dtype=dtype),
+        MLPDecoder(hidden[::-1], columns, dtype=dtype),
+        (columns,),
+    )
 
 
-ARCHITECTURES: dict[str, Architecture] = {
-    "digits_LeNet": LeNetArchitecture(
-        (8, 8, 1), (16, 32), 32, (Upsampling(16), Upsampling(1)), decoder_size=2
+_DIGITS, _MNIST, _CIFAR = (8, 8, 1), (28, 28, 1), (32, 32, 3)
+PAPER: dict[str, Pair] = {
+    "digits_LeNet": Pair(
+        LeNetEncoder(_DIGITS, (16, 32), rep_dim=32),
+        LeNetDecoder((Up(16), Up(1)), size=2),
+        _DIGITS,
     ),
-    "mnist_LeNet": LeNetArchitecture(
-        (28, 28, 1),
-        (8, 4),
-        32,
-        (Upsampling(4), Upsampling(8, padding=1), Upsampling(1)),
+    "mnist_LeNet": Pair(
+        LeNetEncoder(_MNIST, (8, 4), rep_dim=32),
+        LeNetDecoder((Up(4), Up(8, padding=1), Up(1))),
+        _MNIST,
     ),
-    "fmnist_LeNet": LeNetArchitecture(
-        (28, 28, 1),
-        (16, 32),
-        64,
-        (Upsampling(32), Upsampling(16, padding=1), Upsampling(1)),
-        hidden=128,
+    "fmnist_LeNet": Pair(
+        LeNetEncoder(_MNIST, (16, 32), rep_dim=64, hidden=128),
+        LeNetDecoder((Up(32), Up(16, padding=1), Up(1)), hidden=128),
+        _MNIST,
     ),
-    "cifar10_LeNet": LeNetArchitecture(
-        (32, 32, 3),
-        (32, 64, 128),
-        128,
-        (
-            Upsampling(128, upsample=False),
-            Upsampling(64),
-            Upsampling(32),
-            Upsampling(3),
+    "cifar10_LeNet": Pair(
+        LeNetEncoder(_CIFAR, (32, 64, 128), rep_dim=128),
+        LeNetDecoder(
+            (Up(128, upsample=False), Up(64), Up(32), Up(3)),
+            kernel_init=layers.Uniform(layers.xavier_bound),
         ),
-        xavier_decoder=True,
+        _CIFAR,
     ),
     "arrhythmia_mlp": mlp_for_table(274),
     "cardio_mlp": mlp_for_table(21),
@@ -119,258 +296,69 @@ ARCHITECTURES: dict[str, Architecture] = {
 }
 
 
-class Encoder(nn.Module):
-    """Maps `[batch, *input_shape]` to embeddings `[batch, rep_dim]`.
-
-    Attributes:
-        architecture: an entry of `ARCHITECTURES` or one of your own.
-        axis_name: the `pmap` axis over which batch statistics are averaged, if any.
-        dtype: type of the computation; parameters and statistics stay float32, and so
-            does the output.
-    """
-
-    architecture: Architecture
-    axis_name: str | None = None
-    dtype: Any = jnp.float32
-
-    @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        _check_input(x, self.architecture.input_shape)
-        norm, dense = _norm_and_dense(self, train)
-        x = x.astype(self.dtype)
-        if isinstance(self.architecture, MLPArchitecture):
-            hidden = self.architecture.hidden
-        else:
-            for i, features in enumerate(self.architecture.features, 1):
-                x = layers.Convolution(
-                    features, pooled=True, dtype=self.dtype, name=f"conv{i}"
-                )(x)
-                x = nn.leaky_relu(norm(name=f"conv_bn{i}")(x, pool=True))
-            x = x.reshape(x.shape[0], -1)
-            hidden = (self.architecture.hidden,) if self.architecture.hidden else ()
-        for i, features in enumerate(hidden, 1):
-            x = dense(features, name=f"hidden{i}")(x)
-            x = nn.leaky_relu(norm(name=f"hidden_bn{i}")(x))
-        return dense(self.architecture.rep_dim, name="code")(x).astype(jnp.float32)
-
-
-class Decoder(nn.Module):
-    """Maps embeddings `[batch, rep_dim]` to `[batch, *input_shape]`, each in (0, 1).
-
-    Attributes: as for `Encoder`.
-    """
-
-    architecture: Architecture
-    axis_name: str | None = None
-    dtype: Any = jnp.float32
-
-    @nn.compact
-    def __call__(self, embeddings: jax.Array, train: bool) -> jax.Array:
-        x = embeddings.astype(self.dtype)
-        decode = (
-            self._dense_layers
-            if isinstance(self.architecture, MLPArchitecture)
-            else self._convolutions
-        )
-        return jax.nn.sigmoid(decode(x, train).astype(jnp.float32))
-
-    def _dense_layers(self, x: jax.Array, train: bool) -> jax.Array:
-        norm, dense = _norm_and_dense(self, train)
-        for i, features in enumerate(self.architecture.hidden[::-1], 1):
-            x = dense(features, name=f"hidden{i}")(x)
-            x = nn.leaky_relu(norm(name=f"hidden_bn{i}")(x))
-        return dense(self.architecture.input_shape[0], name="output")(x)
-
-    def _convolutions(self, x: jax.Array, train: bool) -> jax.Array:
-        spec = self.architecture
-        norm, dense = _norm_and_dense(self, train)
-        if spec.hidden:
-            x = norm(name="hidden_bn1")(dense(spec.hidden, name="hidden1")(x))
-        # An embedding is cut into feature maps channel by channel, as in the original.
-        x = x.reshape(x.shape[0], -1, spec.decoder_size, spec.decoder_size)
-        x = x.transpose(0, 2, 3, 1)
-        for i, layer in enumerate(spec.decoder, 1):
-            if i > 1:
-                x = norm(name=f"conv_bn{i - 1}")(x)
-            x = layers.Convolution(
-                layer.features,
-                padding=layer.padding,
-                upsample=layer.upsample,
-                bound=_decoder_bound(spec),
-                dtype=self.dtype,
-                name=f"conv{i}",
-            )(nn.leaky_relu(x))
-        return x
-
-
-class Autoencoder(nn.Module):
-    """Encoder followed by decoder: `[batch, *input_shape]` to its reconstruction.
-
-    Attributes: as for `Encoder`.
-    """
-
-    architecture: Architecture
-    axis_name: str | None = None
-    dtype: Any = jnp.float32
-
-    def setup(self) -> None:
-        options = (self.architecture, self.axis_name, self.dtype)
-        self.encoder = Encoder(*options)
-        self.decoder = Decoder(*options)
-
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        return self.decoder(self.encoder(x, train), train)
-
-
-def architecture(name: str) -> Architecture:
-    """The registered architecture of that name.
+def pair(name: str, *, dtype: Any = jnp.float32) -> Pair:
+    """The paper's networks of that name.
 
     Raises:
-        ValueError: if there is none.
+        ValueError: if there are none.
     """
-    if name not in ARCHITECTURES:
+    if name not in PAPER:
         raise ValueError(
-            f"network is {name!r}; it must be one of {', '.join(ARCHITECTURES)}, or an "
-            "architecture object such as networks.mlp_for_table(30)"
+            f"network is {name!r}; it must be one of {', '.join(PAPER)}, or a module"
         )
-    return ARCHITECTURES[name]
+    encoder, decoder, input_shape = PAPER[name]
+    return Pair(encoder.clone(dtype=dtype), decoder.clone(dtype=dtype), input_shape)
 
 
-def resolve(network: str | Architecture) -> Architecture:
-    """The architecture itself, or the registered one of that name.
-
-    Raises:
-        ValueError: if no network has that name.
-    """
-    return architecture(network) if isinstance(network, str) else network
+def build_autoencoder(name: str, *, dtype: Any = jnp.float32) -> Autoencoder:
+    """The paper's autoencoder of that name; Raises: as `pair`."""
+    return pair(name, dtype=dtype).autoencoder
 
 
-def is_convolutional(network: str | Architecture) -> bool:
-    """Whether a network is made of convolutions: those take images, others tables.
-
-    Raises:
-        ValueError: if no network has that name.
-    """
-    return isinstance(resolve(network), LeNetArchitecture)
+def build_encoder(name: str, *, dtype: Any = jnp.float32) -> nn.Module:
+    """The paper's encoder of that name; Raises: as `pair`."""
+    return pair(name, dtype=dtype).encoder
 
 
-def largest_activation(network: str | Architecture) -> int:
-    """How many numbers the largest hidden layer of an encoder has, per example.
-
-    Raises:
-        ValueError: if no network has that name.
-    """
-    spec = resolve(network)
-    if isinstance(spec, MLPArchitecture):
-        return max(*spec.hidden, spec.rep_dim)
-    height, width, _ = spec.input_shape
-    return height * width * spec.features[0]
-
-
-def build_autoencoder(
-    name: str | Architecture, *, axis_name: str | None = None, dtype: Any = jnp.float32
-) -> Autoencoder:
-    """The autoencoder of that name (or architecture), called with `x` and `train`.
+def for_shape(shape: tuple[int, ...], dtype: Any = jnp.float32) -> Pair:
+    """Networks for examples of any shape: the paper's for the paper's shapes.
 
     Args:
-        name: a key of `ARCHITECTURES`, or an architecture.
-        axis_name: see `Encoder`.
-        dtype: see `Encoder`.
+        shape: `(columns,)` of a table, `(time, channels)` of series, `(height, width,
+            channels)` of images or `(depth, height, width, channels)` of volumes.
+        dtype: type of the computation.
 
     Raises:
-        ValueError: if no network has that name.
+        ValueError: if the rank is another, or an axis is empty.
     """
-    return Autoencoder(resolve(name), axis_name, dtype)
-
-
-def build_encoder(
-    name: str | Architecture, *, axis_name: str | None = None, dtype: Any = jnp.float32
-) -> Encoder:
-    """The encoder of that name (or architecture), called with `x` and `train`.
-
-    Args and Raises: as for `build_autoencoder`.
-    """
-    return Encoder(resolve(name), axis_name, dtype)
-
-
-def initialize(model: Autoencoder | Encoder, key: jax.Array) -> dict[str, Any]:
-    """Initial variables, distributed as those of `model.init`, from one random draw.
-
-    Flax draws each kernel from a key of its own, which takes XLA seconds to compile.
-    """
-
-    def bound(path, shape):
-        if path[0] == "decoder" and path[1].startswith("conv"):
-            return _decoder_bound(model.architecture)(shape)
-        return layers.fan_in_bound(shape)
-
-    x = jnp.zeros((1, *model.architecture.input_shape))
-    return draw_variables(
-        functools.partial(model.init, x=x, train=False),
-        key,
-        lambda path, shape, draw: bound(path, shape) * draw,
+    shape = tuple(int(size) for size in shape)
+    if not 1 <= len(shape) <= 4 or min(shape) < 1:
+        raise ValueError(
+            f"examples have shape {shape}; it must be (columns,) or 1 to 3 sizes "
+            "and channels, each at least 1"
+        )
+    if len(shape) == 1:
+        return mlp_for_table(shape[0], dtype=dtype)
+    papers = {_DIGITS: "digits_LeNet", _MNIST: "mnist_LeNet", _CIFAR: "cifar10_LeNet"}
+    if shape in papers:
+        return pair(papers[shape], dtype=dtype)
+    longest, halvings = max(shape[:-1]), 1
+    while (longest := layers.halved(longest)) > 4:
+        halvings += 1
+    features = tuple(min(16 * 2**i, 64) for i in range(halvings))
+    numbers = math.prod(shape)
+    rep_dim = 32 if numbers <= 1024 else 64 if numbers <= 4096 else 128
+    options = {"kernel": 5 if len(shape) == 2 else 3, "dtype": dtype}
+    return Pair(
+        ConvEncoder(shape, features, rep_dim, **options),
+        ConvDecoder(shape, features, **options),
+        shape,
     )
 
 
-def draw_variables(
-    init: Callable, key: jax.Array, distribute: Callable
-) -> dict[str, Any]:
-    """Initial variables of a module from one random draw.
-
-    Args:
-        init: key -> variables, called for their shapes alone.
-        key: random key.
-        distribute: (path, shape, draw) -> initial values of a parameter, where `path`
-            are the names that lead to it and `draw` is uniform in (-1, 1), of `shape`.
-
-    Returns:
-        Variables; batch statistics are those of no batch, mean 0 and variance 1.
-    """
-    variables = jax.eval_shape(init, key)
-    paths, tree = jax.tree_util.tree_flatten_with_path(variables["params"])
-    sizes = [math.prod(leaf.shape) for _, leaf in paths]
-    draws = jnp.split(
-        jax.random.uniform(key, (sum(sizes),), minval=-1.0), np.cumsum(sizes[:-1])
-    )
-    params = [
-        distribute([p.key for p in path], leaf.shape, draw.reshape(leaf.shape))
-        for (path, leaf), draw in zip(paths, draws, strict=True)
-    ]
-
-    def initial_statistic(path, leaf):
-        value = 1.0 if path[-1].key == "var" else 0.0
-        return jnp.full(leaf.shape, value, leaf.dtype)
-
-    return {
-        "params": jax.tree.unflatten(tree, params),
-        "batch_stats": jax.tree_util.tree_map_with_path(
-            initial_statistic, variables.get("batch_stats", {})
-        ),
-    }
-
-
-def encoder_variables(variables: Variables) -> dict[str, Any]:
+def encoder_variables(variables: dict[str, Any]) -> dict[str, Any]:
     """The encoder's part of an autoencoder's variables, batch statistics included."""
     return {collection: tree["encoder"] for collection, tree in variables.items()}
-
-
-def default_network(input_shape: tuple[int, ...]) -> str | Architecture:
-    """The network that fits examples of a shape: `(D,)` or `(H, W, C)`.
-
-    Raises:
-        ValueError: if no network takes images of this shape.
-    """
-    if len(input_shape) == 1:
-        return mlp_for_table(input_shape[0])
-    by_shape = {spec.input_shape: name for name, spec in ARCHITECTURES.items()}
-    by_shape[(28, 28, 1)] = "mnist_LeNet"
-    if input_shape not in by_shape:
-        images = ", ".join(str(shape) for shape in by_shape if len(shape) == 3)
-        raise ValueError(
-            f"there is no network for examples of shape {input_shape}; resize the "
-            f"images to one of {images}, or flatten them to rows of a table"
-        )
-    return by_shape[input_shape]
 
 
 def parameter_count(params: Any) -> int:
@@ -378,19 +366,29 @@ def parameter_count(params: Any) -> int:
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
 
 
-def _decoder_bound(spec: LeNetArchitecture) -> Callable:
-    return layers.xavier_bound if spec.xavier_decoder else layers.fan_out_bound
-
-
-def _norm_and_dense(module: Encoder | Decoder, train: bool):
-    norm = functools.partial(layers.BatchNorm, train=train, axis_name=module.axis_name)
-    dense = functools.partial(
-        nn.Dense,
-        use_bias=False,
-        dtype=module.dtype,
-        kernel_init=layers.uniform(layers.fan_in_bound),
+def _dense(module: nn.Module, features: int, name: str) -> nn.Dense:
+    init = getattr(module, "dense_init", layers.PYTORCH)
+    return nn.Dense(
+        features, use_bias=False, dtype=module.dtype, kernel_init=init, name=name
     )
-    return norm, dense
+
+
+def _dense_blocks(module, x, hidden, train):
+    for i, features in enumerate(hidden, 1):
+        x = _dense(module, features, f"hidden{i}")(x)
+        x = layers.BatchNorm(train, name=f"hidden_bn{i}")(x)
+        x = nn.leaky_relu(x, module.slope)
+    return x
+
+
+def _conv(module: nn.Module, features: int, index: int) -> nn.Conv:
+    size = (module.kernel,) * (len(module.input_shape) - 1)
+    options = {"use_bias": False, "dtype": module.dtype, "kernel_init": layers.PYTORCH}
+    return nn.Conv(features, size, name=f"conv{index}", **options)
+
+
+def _unit_interval(logits: jax.Array) -> jax.Array:
+    return jax.nn.sigmoid(logits.astype(jnp.float32))
 
 
 def _check_input(x: jax.Array, input_shape: tuple[int, ...]) -> None:
@@ -398,7 +396,7 @@ def _check_input(x: jax.Array, input_shape: tuple[int, ...]) -> None:
         raise ValueError(
             f"x has shape {x.shape}; this network takes [batch, "
             f"{', '.join(map(str, input_shape))}]"
-            + (" (channels last)" if len(input_shape) == 3 else "")
+            + (" (channels last)" if len(input_shape) > 1 else "")
         )
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise ValueError(

@@ -24,7 +24,7 @@ class TorchCheckpoint(NamedTuple):
 
     Attributes:
         network: name of the network.
-        center: hypersphere centre, `[rep_dim]` float32, or None if not yet trained.
+        center: hypersphere center, `[rep_dim]` float32, or None if not yet trained.
         encoder: variables of the trained encoder.
         autoencoder: variables of the pretrained autoencoder, or None without one.
     """
@@ -49,7 +49,7 @@ def from_state_dict(name: str, mapping: Mapping[str, Any]) -> dict[str, Any]:
     """Converts the state dict of an autoencoder or of an encoder.
 
     Args:
-        name: network, a key of `networks.ARCHITECTURES`.
+        name: network, a key of `networks.PAPER`.
         mapping: PyTorch names to arrays. With keys under `decoder.` it is an
             autoencoder's; otherwise an encoder's, its keys with the prefix `encoder.`
             or without one. Counters `num_batches_tracked` are ignored.
@@ -62,7 +62,7 @@ def from_state_dict(name: str, mapping: Mapping[str, Any]) -> dict[str, Any]:
         ValueError: if the network is unknown, a key is missing or left over, or an
             array has the wrong shape or values that are not finite.
     """
-    architecture = networks.architecture(name)
+    pair = networks.pair(name)
     arrays = {
         key: np.asarray(value)
         for key, value in mapping.items()
@@ -72,14 +72,14 @@ def from_state_dict(name: str, mapping: Mapping[str, Any]) -> dict[str, Any]:
         expected = {
             f"{part}.{entry.key}": (part, entry)
             for part, entries in (
-                ("encoder", _encoder_entries(architecture)),
-                ("decoder", _decoder_entries(architecture)),
+                ("encoder", _encoder_entries(pair)),
+                ("decoder", _decoder_entries(pair)),
             )
             for entry in entries
         }
     else:
         arrays = {key.removeprefix("encoder."): a for key, a in arrays.items()}
-        expected = {e.key: (None, e) for e in _encoder_entries(architecture)}
+        expected = {e.key: (None, e) for e in _encoder_entries(pair)}
     _check_keys(name, expected.keys(), arrays.keys())
 
     variables: dict[str, Any] = {"params": {}, "batch_stats": {}}
@@ -110,7 +110,7 @@ def load_checkpoint(
             satellite tables share theirs.)
 
     Returns:
-        Centre, encoder and autoencoder.
+        Center, encoder and autoencoder.
 
     Raises:
         ImportError: if PyTorch is not installed.
@@ -153,7 +153,7 @@ def load_checkpoint(
 
 def _checkpoint(network, center, state, autoencoder_state) -> TorchCheckpoint:
     encoder = from_state_dict(network, state)
-    width = networks.architecture(network).rep_dim
+    width = networks.pair(network).encoder.rep_dim
     if center is not None and not (len(center) == width and np.isfinite(center).all()):
         raise ValueError(f"c has {len(center)} values; {network} needs {width}, finite")
     autoencoder = None
@@ -170,7 +170,7 @@ def _checkpoint(network, center, state, autoencoder_state) -> TorchCheckpoint:
 
 
 def _infer_network(state: Mapping[str, np.ndarray]) -> str:
-    for name in networks.ARCHITECTURES:
+    for name in networks.PAPER:
         try:
             from_state_dict(name, state)
         except ValueError:
@@ -191,39 +191,42 @@ def _check_keys(name: str, expected, found) -> None:
         raise ValueError(f"the state dict for {name} {' and '.join(problems)}")
 
 
-def _encoder_entries(spec: networks.Architecture) -> Iterator[_Entry]:
-    if isinstance(spec, networks.MLPArchitecture):
-        yield from _mlp_entries(spec.input_shape[0], spec.hidden, "code", spec.rep_dim)
+def _encoder_entries(pair: networks.Pair) -> Iterator[_Entry]:
+    encoder = pair.encoder
+    if isinstance(encoder, networks.MLPEncoder):
+        columns = pair.input_shape[0]
+        yield from _mlp_entries(columns, encoder.hidden, "code", encoder.rep_dim)
         return
-    height, width, channels = spec.input_shape
-    for i, features in enumerate(spec.features, 1):
+    height, width, channels = pair.input_shape
+    for i, features in enumerate(encoder.features, 1):
         yield _convolution(f"conv{i}", f"conv{i}", channels, features)
-        yield from _norm(_norm_name(spec, i), f"conv_bn{i}", features)
+        yield from _norm(_norm_name(encoder, i), f"conv_bn{i}", features)
         height, width, channels = height // 2, width // 2, features
     flat = _Flattened(channels, height, width)
-    if spec.hidden:
-        yield _dense("fc1", "hidden1", flat, spec.hidden)
-        yield from _norm("bn1d1", "hidden_bn1", spec.hidden)
-        yield _dense("fc2", "code", spec.hidden, spec.rep_dim)
+    if encoder.hidden:
+        yield _dense("fc1", "hidden1", flat, encoder.hidden)
+        yield from _norm("bn1d1", "hidden_bn1", encoder.hidden)
+        yield _dense("fc2", "code", encoder.hidden, encoder.rep_dim)
     else:
-        yield _dense("fc1", "code", flat, spec.rep_dim)
+        yield _dense("fc1", "code", flat, encoder.rep_dim)
 
 
-def _decoder_entries(spec: networks.Architecture) -> Iterator[_Entry]:
-    if isinstance(spec, networks.MLPArchitecture):
-        columns, hidden = spec.input_shape[0], spec.hidden[::-1]
-        yield from _mlp_entries(spec.rep_dim, hidden, "reconstruction", columns)
+def _decoder_entries(pair: networks.Pair) -> Iterator[_Entry]:
+    encoder, decoder, _ = pair
+    width = encoder.rep_dim
+    if isinstance(decoder, networks.MLPDecoder):
+        last = ("reconstruction", decoder.features)
+        yield from _mlp_entries(width, decoder.hidden, *last)
         return
-    width = spec.rep_dim
-    if spec.hidden:
-        yield _dense("fc3", "hidden1", spec.rep_dim, spec.hidden)
-        yield from _norm("bn1d2", "hidden_bn1", spec.hidden)
-        width = spec.hidden
-    channels, last = width // spec.decoder_size**2, len(spec.decoder)
-    for i, layer in enumerate(spec.decoder, 1):
+    if decoder.hidden:
+        yield _dense("fc3", "hidden1", width, decoder.hidden)
+        yield from _norm("bn1d2", "hidden_bn1", decoder.hidden)
+        width = decoder.hidden
+    channels, last = width // decoder.size**2, len(decoder.convolutions)
+    for i, layer in enumerate(decoder.convolutions, 1):
         yield _transposed(f"deconv{i}", f"conv{i}", channels, layer.features)
         if i < last:
-            torch_norm = _norm_name(spec, len(spec.features) + i)
+            torch_norm = _norm_name(encoder, len(encoder.features) + i)
             yield from _norm(torch_norm, f"conv_bn{i}", layer.features)
         channels = layer.features
 
@@ -239,9 +242,9 @@ def _mlp_entries(
     yield _dense(last, ours, inputs, outputs)
 
 
-def _norm_name(spec: networks.LeNetArchitecture, i: int) -> str:
+def _norm_name(encoder: networks.LeNetEncoder, i: int) -> str:
     # The original numbers them through both halves, and calls them bn in MNIST's alone.
-    is_mnist = spec == networks.ARCHITECTURES["mnist_LeNet"]
+    is_mnist = encoder == networks.PAPER["mnist_LeNet"].encoder
     return f"bn{i}" if is_mnist else f"bn2d{i}"
 
 

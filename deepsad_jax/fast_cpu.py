@@ -1,12 +1,14 @@
-"""Stride-1 5x5 convolutions, alone or after upsampling, in the form that is fastest.
+"""What exists because of CPUs alone: faster forms of equal computations, and settings.
 
-All forms compute the same, and the tests hold them equal; `apply` chooses. On CPUs a
-matrix product runs at the peak rate and a convolution of few channels far below it, so
-there the narrow layers are matrix products of overlapping pieces of the images; the
-wide ones take fewer products by Winograd's algorithm. Accelerators have convolutions
-for every shape. Images are channels last.
+On CPUs a matrix product runs at the peak rate and a convolution of few channels far
+below it. So there the narrow 5x5 convolutions, alone or after upsampling, are matrix
+products of overlapping pieces of the images; the wide ones take fewer products by
+Winograd's algorithm. `convolution` chooses among the forms, which compute the same; the
+tests hold them equal. Accelerators have convolutions for every shape. Images are
+channels last.
 """
 
+import ctypes
 import functools
 from collections.abc import Callable
 
@@ -14,6 +16,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+
+from deepsad_jax import parallel
 
 KERNEL_SIZE = 5
 # Up to this many entries, the matrix that computes two rows of the output at a time
@@ -26,12 +30,14 @@ MIN_WINOGRAD_PAIRS = 2**13
 _DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 # Points at which Winograd's algorithm evaluates polynomials, infinity being the last.
 _POINTS = (0.0, 1.0, -1.0, 0.5, -0.5, 2.0, -2.0)
+# From glibc's malloc.h.
+_M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
 
 
-def apply(
+def convolution(
     x: jax.Array, kernel: jax.Array, padding: int, upsample: bool, pooled: bool
 ) -> jax.Array:
-    """(Nearest-neighbour upsampling x2 and) cross-correlation.
+    """(Nearest-neighbor upsampling x2 and) cross-correlation.
 
     Args:
         x: `[N, H, W, I]`.
@@ -58,7 +64,7 @@ def apply(
 def choose_form(
     shape: tuple[int, ...], features: int, padding: int, upsample: bool, pooled: bool
 ) -> str:
-    """What `apply` takes for images `[N, H, W, I]`: tiles, rows, winograd or plain."""
+    """The form for images `[N, H, W, I]`: "tiles", "rows", "winograd" or "plain"."""
     _, h, w, channels = shape
     if jax.default_backend() != "cpu":
         return "plain"
@@ -232,9 +238,9 @@ def upsample_and_convolve(
     padding: int,
     correlate: Callable[[jax.Array, jax.Array, int], jax.Array] = convolve,
 ) -> jax.Array:
-    """Nearest-neighbour upsampling x2, then `convolve`, computed at the low resolution.
+    """Nearest-neighbor upsampling x2, then `convolve`, computed at the low resolution.
 
-    Neighbouring outputs see the same few inputs, each through a sum of kernel entries.
+    Neighboring outputs see the same few inputs, each through a sum of kernel entries.
     So four smaller kernels, one for each parity of the output's row and column, give
     the result (sub-pixel convolution), with 9/25 or 16/25 of the products.
 
@@ -259,6 +265,83 @@ def upsample_and_convolve(
     return y.reshape(n, 2 * h, 2 * w, -1)
 
 
+def max_pool(x: jax.Array) -> jax.Array:
+    """2x2 max pooling with stride 2, to `[N, H // 2, W // 2, C]`.
+
+    Takes images `[N, H, W, C]`, whose odd edges are dropped, or pooling windows as
+    `convolution` returns them, `[N, H / 2, W / 2, 4, C]`.
+    """
+    windows, axes = _windows(x)
+    return jnp.max(windows, axis=axes)
+
+
+def spread_over_maxima(dy: jax.Array, top: jax.Array, x: jax.Array) -> jax.Array:
+    """The gradient of `max_pool`, with `top` = max_pool(x): equal maxima share it."""
+    windows, axes = _windows(x)
+    if x.ndim == 5:
+        members = [windows[:, :, :, i] for i in range(4)]
+    else:
+        members = [windows[:, :, i, :, j] for i in range(2) for j in range(2)]
+    ties = sum((member == top).astype(jnp.float32) for member in members)
+    # XLA fuses this quotient into no consumer, so it is computed once for each window.
+    dy = jnp.expand_dims(dy / ties, axes)
+    dx = jnp.where(windows == jnp.expand_dims(top, axes), dy, 0.0)
+    if x.ndim == 5:
+        return dx
+    n, h, w, c = x.shape
+    dx = dx.reshape(n, h // 2 * 2, w // 2 * 2, c)
+    return jnp.pad(dx, ((0, 0), (0, h % 2), (0, w % 2), (0, 0)))
+
+
+def _windows(x: jax.Array) -> tuple[jax.Array, tuple[int, ...]]:
+    """What `max_pool` takes, with axes of its own for each window, and these axes."""
+    if x.ndim == 5:
+        return x, (3,)
+    n, h, w, c = x.shape
+    x = x[:, : h // 2 * 2, : w // 2 * 2].reshape(n, h // 2, 2, w // 2, 2, c)
+    return x, (2, 4)
+
+
+@functools.cache
+def compiler_options() -> dict[str, str] | None:
+    """XLA's options for convolutions that use all cores of a CPU; None elsewhere.
+
+    XLA's library of microkernels has the faster convolutions on one core, but runs them
+    on one; its older ones share the work.
+    """
+    options = {"xla_cpu_experimental_ynn_fusion_type": ""}
+    if jax.default_backend() != "cpu" or parallel.cores() == 1:
+        return None
+    try:
+        jax.jit(lambda: 0, compiler_options=options).lower().compile()
+    except jax.errors.JaxRuntimeError:
+        return None  # a version of XLA that has no such option
+    return options
+
+
+def keep_freed_memory(large: bool) -> None:
+    """Lets the C library keep what is freed, instead of returning it to the system.
+
+    XLA frees and allocates its large buffers at every step; with glibc's defaults, page
+    faults then take a fifth of the time of a convolutional network's step on a CPU.
+    Only what comes before JAX's first computation counts.
+
+    Args:
+        large: whether an example's largest activation has 2^14 numbers or more (2^13 on
+            one core; measured). The arenas of other threads are too small for the
+            buffers of such a network, so that it gets one arena; a small network on
+            several threads would queue for it.
+    """
+    try:
+        library = ctypes.CDLL(None)
+        library.mallopt(_M_MMAP_MAX, 0)
+        library.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+        if large:
+            library.mallopt(_M_ARENA_MAX, 1)
+    except (AttributeError, OSError, TypeError):
+        return  # another C library
+
+
 def _taps(
     outputs: int, inputs: int, first: int, padding: int, factor: int
 ) -> np.ndarray:
@@ -277,6 +360,6 @@ def _taps(
 
 
 def _row_taps(padding: int, factor: int) -> np.ndarray:
-    """`_taps` of two neighbouring outputs, on all the inputs that they read."""
+    """`_taps` of two neighboring outputs, on all the inputs that they read."""
     first, last = -padding // factor, (KERNEL_SIZE - padding) // factor
     return _taps(2, last - first + 1, first, padding, factor)
