@@ -1,9 +1,9 @@
 r"""The dual problem of one-class machines, by sequential minimal optimisation.
 
-    minimise    1/2 w' K w
+    minimize    1/2 w' K w
     subject to  sum_i w_i = total
-                0 <= w_i <= upper_i       unlabelled (U) and labelled normal (P)
-                -upper_i <= w_i <= 0      labelled anomalies (N)
+                0 <= w_i <= upper_i       unlabeled (U) and labeled normal (P)
+                -upper_i <= w_i <= 0      labeled anomalies (N)
                 sum_{P, N} |w_i| >= kappa
 
 Here w_i = y_i alpha_i in the usual notation. With U alone it is the dual of the
@@ -11,10 +11,10 @@ one-class support vector machine (Schoelkopf et al., 2001), with all three group
 of semi-supervised anomaly detection (Goernitz et al., JAIR 2013).
 
 Each step moves along the steepest of a few sparse directions, as far as the minimum or
-the first bound. Writing U+ for the unlabelled example that gains most by growing, N-
-for the labelled anomaly that gains most by shrinking and so on, these are the pairs
+the first bound. Writing U+ for the unlabeled example that gains most by growing, N-
+for the labeled anomaly that gains most by shrinking and so on, these are the pairs
 (U+ U-), (P+ P-), (N+ N-), (U+ N-), (P+ U-), (P+ N-), the opposites of the last three
-while the labelled mass exceeds kappa, and (P+ N+ 2U-), (2U+ P- N-), which keep that
+while the labeled mass exceeds kappa, and (P+ N+ 2U-), (2U+ P- N-), which keep that
 mass: all the edges of the cone of feasible directions, so that a point where none
 descends is the optimum.
 """
@@ -39,7 +39,7 @@ class Solution(NamedTuple):
     Attributes:
         weights: w, `[n]` float64.
         values: K w, `[n]` float64.
-        threshold: the multiplier of the sum: the value of K w at free unlabelled
+        threshold: the multiplier of the sum: the value of K w at free unlabeled
             examples.
         objective: 1/2 w' K w.
         violation: steepest descent left, relative to the spread of the values at the
@@ -68,7 +68,7 @@ class _Directions(NamedTuple):
     Attributes:
         slots: candidates of each direction, `[k, 2 or 3]`.
         steps: by how much each of them moves, `[k, 2 or 3]`; 0 for a filled-up slot.
-        gains: by how much the labelled mass grows, `[k]`.
+        gains: by how much the labeled mass grows, `[k]`.
         lengths: Euclidean lengths, `[k]`.
     """
 
@@ -99,7 +99,7 @@ class _Choice(NamedTuple):
     Attributes:
         slope: of the descent along it; at most 0 at the optimum.
         indices, steps: which examples move and by how much, `[2 or 3]`.
-        gain: by how much the labelled mass grows.
+        gain: by how much the labeled mass grows.
         length: Euclidean length of the steps.
     """
 
@@ -113,7 +113,7 @@ class _Choice(NamedTuple):
 class _State(NamedTuple):
     weights: jax.Array
     values: jax.Array
-    slack: jax.Array  # labelled mass beyond kappa
+    slack: jax.Array  # labeled mass beyond kappa
     energy: jax.Array  # w' K w
     iterations: jax.Array
     choice: _Choice
@@ -143,14 +143,14 @@ def solve(
         gram: the kernel matrix of n examples.
         upper: largest size of each weight, `[n]`, > 0.
         total: sum of the weights, > 0.
-        semi_targets: +1 labelled normal, 0 unlabelled, -1 labelled anomaly, `[n]`; None
-            if all are unlabelled, which is faster.
-        kappa: least labelled mass, >= 0.
+        semi_targets: +1 labeled normal, 0 unlabeled, -1 labeled anomaly, `[n]`; None
+            if all are unlabeled, which is faster.
+        kappa: least labeled mass, >= 0.
         tolerance: steepest descent left, relative to the spread of K w at the start.
         max_iterations: most steps; whoever calls has to look at the violation then.
 
     Returns:
-        The solution; meaningless if `most_labelled_mass` says that there is none.
+        The solution; meaningless if `most_labeled_mass` says that there is none.
     """
     padding = (0, len(gram.x) - gram.size)
     kinds = (0, 1, -1) if semi_targets is not None else (0,)
@@ -170,14 +170,14 @@ def solve(
     )
 
 
-def most_labelled_mass(
+def most_labeled_mass(
     unlabeled: float, normal: float, anomalous: float, *, total: float
 ) -> float:
     """The largest `kappa` that can be met; negative if even the sum cannot.
 
     Args:
-        unlabeled, normal, anomalous: sums of the bounds of the unlabelled, labelled
-            normal and labelled anomalous examples.
+        unlabeled, normal, anomalous: sums of the bounds of the unlabeled, labeled
+            normal and labeled anomalous examples.
         total: sum of the weights.
     """
     surplus = unlabeled + normal - total
@@ -227,7 +227,7 @@ def _solve(gram, box, total, kappa, tolerance, max_iterations):
         return (violation(state) > tolerance) & (state.iterations < max_iterations)
 
     weights, values, slack = _start(gram, box, total, kappa)
-    # What rounding leaves of equal examples is not to be minimised.
+    # What rounding leaves of equal examples is not to be minimized.
     real = values[: gram.size]
     rounding = jnp.finfo(gram.dtype).eps * jnp.max(jnp.abs(real))
     spread = jnp.max(real) - jnp.min(real) + rounding / tolerance
@@ -301,7 +301,7 @@ def _start(gram, box, total, kappa):
     masses, slack, signs = jnp.stack([total]), jnp.array(jnp.inf), jnp.ones(1)
     if len(caps) == 3:
         signs = jnp.array([1.0, 1.0, -1.0])
-        # As few labelled anomalies, then as few labelled normal ones, as can be.
+        # As few labeled anomalies, then as few labeled normal ones, as can be.
         anomalous = jnp.maximum(kappa - caps[1], (kappa - total) / 2)
         anomalous = jnp.maximum(anomalous, 0.0)
         normal = jnp.maximum(total + anomalous - caps[0], kappa - anomalous)
@@ -326,7 +326,7 @@ def _start(gram, box, total, kappa):
 
 
 def _threshold(weights, values, box):
-    """The multiplier of the sum, from the unlabelled or else the labelled examples."""
+    """The multiplier of the sum, from the unlabeled or else the labeled examples."""
 
     def level(members):
         # The optimum has values of at most the level at the upper bound, of at least
@@ -346,8 +346,8 @@ def _threshold(weights, values, box):
     levels = jax.vmap(level)(box.members)
     if len(levels) == 1:
         return levels[0]
-    # Labelled examples are off by plus and minus the multiplier of kappa.
+    # Labeled examples are off by plus and minus the multiplier of kappa.
     present = jnp.isfinite(levels)
-    labelled = jnp.sum(jnp.where(present, levels, 0.0)[1:])
-    labelled = labelled / jnp.maximum(jnp.sum(present[1:]), 1)
-    return jnp.where(present[0], levels[0], labelled)
+    labeled = jnp.sum(jnp.where(present, levels, 0.0)[1:])
+    labeled = labeled / jnp.maximum(jnp.sum(present[1:]), 1)
+    return jnp.where(present[0], levels[0], labeled)

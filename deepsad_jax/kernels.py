@@ -6,6 +6,9 @@ bandwidths.
 """
 
 import functools
+import logging
+import numbers
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -15,9 +18,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from deepsad_jax import checks
+
 KERNELS = ("rbf", "linear", "poly")
 # Beyond so many examples, kernel values are float32, and the base is not kept.
 MOST_DOUBLE, MOST_STORED = 4096, 20_000
+# Squares and sums of larger values overflow float64.
+LARGEST = 1e150
+# Powers of larger numbers overflow.
+_MOST_DEGREE, _MOST_COEF0 = 20, 1e6
 _BLOCK = 256
 
 
@@ -50,15 +59,31 @@ class Kernel:
 
 
 def check_kernel(kernel: Kernel) -> None:
-    """Raises ValueError for a kernel that is none."""
+    """Raises ValueError for a kernel that does not exist or whose values overflow."""
     if kernel.name not in KERNELS:
         raise ValueError(
             f"kernel is {kernel.name!r}; it must be one of {', '.join(KERNELS)}"
         )
-    if kernel.name == "poly" and (kernel.degree < 1 or kernel.degree != kernel.degree):
-        raise ValueError(f"degree is {kernel.degree}; it must be a whole number >= 1")
+    if kernel.name == "poly":
+        check_number("degree", kernel.degree, 1, _MOST_DEGREE, whole=True)
+        if is_concrete(kernel.coef0):
+            check_number("coef0", kernel.coef0, -_MOST_COEF0, _MOST_COEF0)
     if is_concrete(kernel.gamma) and not 0 < kernel.gamma < np.inf:
         raise ValueError(f"gamma is {kernel.gamma}; it must be finite and > 0")
+
+
+def check_number(
+    name: str, value: Any, least: float, most: float = np.inf, *, whole: bool = False
+) -> None:
+    """Raises ValueError for what is not a finite number from `least` to `most`."""
+    value = value.item() if getattr(value, "ndim", None) == 0 else value
+    number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if number and least <= value <= most and value < np.inf:
+        if not whole or value == int(value):
+            return
+    kind = "a whole number" if whole else "a finite number"
+    limits = f"from {least:g} to {most:g}" if most < np.inf else f">= {least:g}"
+    raise ValueError(f"{name} is {value!r}; it must be {kind} {limits}")
 
 
 def in_float64(function: Callable) -> Callable:
@@ -88,13 +113,23 @@ def as_rows(x: jax.typing.ArrayLike) -> jax.Array:
     To be called within `in_float64`.
 
     Raises:
-        ValueError: if `x` is not `[n, ...]` or has no examples, or (where its values
-            are known) is not finite.
+        ValueError: if `x` is not `[n, ...]` or has no examples, is not of real numbers,
+            or (where its values are known) is not finite or too large to be squared.
     """
-    if jnp.ndim(x) < 2 or not jnp.size(x):
-        raise ValueError(f"x has shape {jnp.shape(x)}; it must be [n, ...], not empty")
-    if is_concrete(x) and not np.all(np.isfinite(x)):
-        raise ValueError("x contains NaN or infinity; remove or replace such values")
+    if is_concrete(x):
+        x = checks.rows(x)
+        checks.check_finite(x)
+        largest = float(np.max(np.abs(x.astype(np.float64))))
+        if largest > LARGEST:
+            raise ValueError(
+                f"x has a value of size {largest:g}; it must be at most {LARGEST:g}, "
+                "since squares of larger ones overflow: scale x"
+            )
+    elif x.ndim < 2 or not x.size or jnp.iscomplexobj(x):
+        raise ValueError(
+            f"x has shape {x.shape} and dtype {x.dtype}; it must be [n, ...], not "
+            "empty, and real"
+        )
     x = jnp.asarray(x)
     scale = 255.0 if x.dtype == jnp.uint8 else 1.0
     return x.reshape(x.shape[0], -1).astype(jnp.float64) / scale
@@ -196,8 +231,27 @@ def gram(kernel: Kernel, x: jax.typing.ArrayLike, stored: bool | None = None) ->
     size = len(rows)
     rows = jnp.pad(rows, ((0, -size % _block(size)), (0, 0)))
     stored = size <= MOST_STORED if stored is None else stored
+    _announce(size, rows.shape[1], stored)
     own_base = _own_base(kernel.name, _dtype(size), rows) if stored else None
     return Gram(rows, own_base, kernel, size)
+
+
+def _announce(size: int, width: int, stored: bool) -> None:
+    """Says beforehand what a large kernel matrix costs."""
+    gigabytes = size**2 * _dtype(size).itemsize / 1e9
+    if stored and size > MOST_DOUBLE:
+        logging.getLogger(__name__).info(
+            "the kernel matrix of %d examples takes %.1f GB", size, gigabytes
+        )
+    elif not stored and size > MOST_STORED:
+        warnings.warn(
+            f"the kernel matrix of {size} examples takes {gigabytes:.0f} GB and is not "
+            f"kept: each pass over it costs {2 * size**2 * width:.1e} operations, and "
+            f"each of a solver's steps, often as many as examples, some "
+            f"{6 * size * width:.1e}; fewer examples are faster",
+            RuntimeWarning,
+            stacklevel=4,
+        )
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))

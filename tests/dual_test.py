@@ -39,7 +39,7 @@ def draw(seed):
         upper[:] = 1.0
     in_sum = upper[semi_targets >= 0].sum()
     upper *= max(1.0, 1.1 / in_sum)
-    most = dual.most_labelled_mass(*caps_of(semi_targets, upper), total=1.0)
+    most = dual.most_labeled_mass(*caps_of(semi_targets, upper), total=1.0)
     kappa = most * rng.choice([0.0, 0.3, 0.9, 1.0])
     return x, semi_targets, upper, kappa
 
@@ -51,13 +51,13 @@ def test_the_optimum_is_that_of_a_general_solver(seed):
     matrix = np.exp(-0.5 * np.square(x[:, None] - x).sum(-1))
     low = np.where(semi_targets < 0, -upper, 0)
     high = np.where(semi_targets < 0, 0, upper)
-    labelled = semi_targets.astype(float)
+    labeled = semi_targets.astype(float)
 
     # Feasible,
     w = found.weights
     assert np.all(w >= low) and np.all(w <= high)
     assert w.sum() == pytest.approx(1.0, abs=1e-12)
-    assert labelled @ w >= kappa - 1e-12
+    assert labeled @ w >= kappa - 1e-12
     # what it says it is,
     np.testing.assert_allclose(found.values, matrix @ w, atol=1e-12)
     assert found.objective == pytest.approx(0.5 * w @ matrix @ w, rel=1e-12)
@@ -73,7 +73,7 @@ def test_the_optimum_is_that_of_a_general_solver(seed):
             bounds=list(zip(low, high, strict=True)),
             constraints=[
                 {"type": "eq", "fun": lambda v: v.sum() - 1},
-                {"type": "ineq", "fun": lambda v: labelled @ v - kappa},
+                {"type": "ineq", "fun": lambda v: labeled @ v - kappa},
             ],
             method="SLSQP",
             options={"ftol": 1e-14, "maxiter": 1000},
@@ -83,10 +83,10 @@ def test_the_optimum_is_that_of_a_general_solver(seed):
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_the_largest_labelled_mass_is_that_of_a_linear_program(seed):
+def test_the_largest_labeled_mass_is_that_of_a_linear_program(seed):
     rng = np.random.default_rng(seed)
     caps = rng.choice([0.0, 0.3, 1.0, 2.5], 3) * rng.uniform(0.5, 1.5, 3)
-    found = dual.most_labelled_mass(*caps, total=1.0)
+    found = dual.most_labeled_mass(*caps, total=1.0)
     program = scipy.optimize.linprog(
         [0, -1, -1],
         A_eq=[[1, 1, -1]],

@@ -1,12 +1,14 @@
+import jax
 import numpy as np
 import pytest
 import scipy.integrate
 import scipy.spatial.distance
 import scipy.special
+import scipy.stats
 import sklearn.model_selection
 import sklearn.neighbors
 
-from deepsad_jax import kde
+from deepsad_jax.detectors import kde
 
 
 def draw(n=203, d=4, seed=0):
@@ -83,3 +85,41 @@ def test_wrong_options_are_refused(options, message):
 def test_wrong_numbers_of_folds_are_refused(folds):
     with pytest.raises(ValueError, match=f"folds is {folds}; it must be at least 2"):
         kde.cross_validate(draw(), [1.0], folds=folds)
+
+
+@pytest.mark.parametrize("kernel", kde.KERNELS)
+def test_the_objective_scores_from_plain_arrays_with_finite_numbers(kernel):
+    x, x_test = draw(), draw(50, seed=1).astype(np.float32)
+    x_test[0] += 100  # beyond every kernel of bounded support
+    options = kde.KDE(kernel=kernel)
+    objective, variables = options.prepare(x, None, 0)(0.7)
+    machine = sklearn.neighbors.KernelDensity(bandwidth=0.7, kernel=kernel, rtol=1e-12)
+    expected = np.minimum(-machine.fit(x).score_samples(x_test), kde.MOST)
+    found = np.asarray(objective.score(variables, x_test))
+    np.testing.assert_allclose(found, expected, atol=1e-8, rtol=1e-12)
+    compiled = np.asarray(jax.jit(objective.score)(variables, x_test))
+    np.testing.assert_allclose(compiled[1:], found[1:], atol=1e-4)
+    assert np.isfinite(compiled).all() and np.argmax(compiled) == 0
+
+
+def test_the_rule_of_thumb_is_scotts():
+    # SciPy's factor is that of data whitened by their covariance; ours is of the mean
+    # variance, which is the same for one column.
+    x = draw(d=1)
+    factor = scipy.stats.gaussian_kde(x[:, 0]).scotts_factor()
+    found = kde.KDE().default(x, seed=0)
+    assert found == pytest.approx(factor * x.std(), rel=1e-9)
+    assert kde.KDE(bandwidth=0.3).default(x, seed=0) == 0.3
+
+
+def test_candidates_share_distances_and_score_as_alone():
+    x, rows = draw(), draw(20, seed=1)
+    options = kde.KDE()
+    fit = options.prepare(x, None, 0)
+    squared = scipy.spatial.distance.cdist(rows, x, "sqeuclidean")
+    for bandwidth, (_, scores) in zip(
+        options.candidates, options.grid(fit, rows), strict=True
+    ):
+        sums = scipy.special.logsumexp(-squared / (2 * bandwidth**2), axis=1)
+        whole = np.log(len(x)) + 4 * np.log(bandwidth * np.sqrt(2 * np.pi))
+        np.testing.assert_allclose(scores, whole - sums, atol=1e-8)

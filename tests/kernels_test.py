@@ -78,12 +78,67 @@ def test_float64_stays_inside():
     [
         (Kernel(name="cubic"), examples(4), "kernel is 'cubic'; it must be one of rbf"),
         (Kernel(0.0), examples(4), "gamma is 0.0; it must be finite and > 0"),
-        (Kernel(name="poly", degree=0), examples(4), "degree is 0"),
-        (Kernel(), np.array([[1.0, np.nan]]), "x contains NaN or infinity"),
+        (
+            Kernel(name="poly", degree=0),
+            examples(4),
+            "degree is 0; it must be a whole number from 1 to 20",
+        ),
+        (
+            Kernel(),
+            np.array([[1.0, np.nan]]),
+            r"x contains nan \(row 0, column 1; 1 such value",
+        ),
         (Kernel(), np.zeros((0, 3)), r"x has shape \(0, 3\)"),
         (Kernel(), np.zeros(3), r"x has shape \(3,\)"),
+        (Kernel(np.float32(-1)), examples(4), "gamma is -1.0; it must be finite"),
+        (Kernel(name="poly", degree=99), examples(4), "degree is 99; it must be a who"),
+        (Kernel(1.0, np.nan, "poly"), examples(4), "coef0 is nan; it must be a finite"),
+        (
+            Kernel(),
+            np.full((2, 2), 1e200),
+            r"x has a value of size 1e\+200; it must be",
+        ),
+        (Kernel(), np.full((2, 2), 1j), "x has dtype complex128; it must hold real"),
+        (Kernel(), np.array([["a", "b"]]), "x has dtype <U1; it must hold real"),
+        (
+            Kernel(),
+            np.ma.masked_less(examples(4), 0),
+            "x has .* masked values; fill or remove",
+        ),
     ],
 )
 def test_wrong_input_is_refused(kernel, x, message):
     with pytest.raises(ValueError, match=message):
         kernels.gram(kernel, x)
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (np.float32(-1), r"n is -1.0; it must be a whole number >= 0"),
+        (np.nan, "n is nan; it must be"),
+        (np.inf, "n is inf; it must be"),
+        (1.5, "n is 1.5; it must be a whole number"),
+        ("1", "n is '1'; it must be"),
+        (True, "n is True; it must be"),
+        (np.array([1, 2]), "n is array"),
+    ],
+)
+def test_numbers_out_of_range_are_refused(value, message):
+    with pytest.raises(ValueError, match=message):
+        kernels.check_number("n", value, 0, whole=True)
+
+
+@pytest.mark.parametrize("value", [0, 3, np.int64(3), np.float32(2), np.array(4)])
+def test_numbers_of_any_real_type_are_taken(value):
+    kernels.check_number("n", value, 0, whole=True)
+
+
+def test_the_cost_of_a_large_matrix_is_told_beforehand(monkeypatch, caplog):
+    with caplog.at_level("INFO"), monkeypatch.context() as patch:
+        patch.setattr(kernels, "MOST_DOUBLE", 100)
+        kernels.gram(Kernel(), examples(200))
+    assert "the kernel matrix of 200 examples takes 0.0 GB" in caplog.text
+    monkeypatch.setattr(kernels, "MOST_STORED", 100)
+    with pytest.warns(RuntimeWarning, match="matrix of 200 examples .* is not kept"):
+        kernels.gram(Kernel(), examples(200))

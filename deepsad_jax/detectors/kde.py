@@ -5,8 +5,11 @@ exact, where trees approximate. Cross-validation computes the distances once for
 bandwidths and folds.
 """
 
+import dataclasses
 import functools
 import math
+from collections.abc import Callable, Iterator
+from typing import Any, ClassVar
 
 import flax.struct
 import jax
@@ -14,7 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from deepsad_jax import kernels
+from deepsad_jax import kernels, selection
+
+Fitted = selection.Fitted
 
 # The logarithm of each kernel at distance 1 bandwidth times u, given u squared.
 _LOG_KERNELS = {
@@ -25,11 +30,15 @@ _LOG_KERNELS = {
     "linear": lambda u2: jnp.log(jnp.maximum(1 - jnp.sqrt(u2), 0.0)),
 }
 KERNELS = tuple(_LOG_KERNELS)
+# The grid of Deep SAD's paper.
+BANDWIDTHS = 2.0 ** np.linspace(0.5, 5, 10)
+# What stands for the score where the density is 0, so that scores have ranks.
+MOST = float(np.finfo(np.float32).max)
 _SCORED_AT_ONCE = 256
 
 
 @flax.struct.dataclass
-class Model:
+class Density:
     """A density estimate.
 
     Attributes:
@@ -49,7 +58,7 @@ def fit(
     *,
     bandwidth: jax.typing.ArrayLike,
     kernel: str = "gaussian",
-) -> Model:
+) -> Density:
     """The density estimate of some examples.
 
     Args:
@@ -61,32 +70,27 @@ def fit(
         ValueError: for a wrong kernel, bandwidth or examples.
     """
     check_options(kernel, bandwidth)
-    return Model(kernels.as_rows(x), jnp.asarray(bandwidth, jnp.float64), kernel)
+    return Density(kernels.as_rows(x), jnp.asarray(bandwidth, jnp.float64), kernel)
 
 
 @kernels.in_float64
-def log_density(model: Model, x: jax.typing.ArrayLike) -> jax.Array:
+def log_density(density: Density, x: jax.typing.ArrayLike) -> jax.Array:
     """Logarithm of the density, `[m]` float64; -inf beyond a kernel of bounded support.
 
     Args:
-        model: the estimate.
+        density: the estimate.
         x: examples, `[m, ...]`, of the shape and scale of the training examples.
 
     Raises:
         ValueError: if the examples do not have the width of the training examples.
     """
-    rows = kernels.as_rows(x)
-    if rows.shape[1] != model.x.shape[1]:
-        raise ValueError(
-            f"x has {rows.shape[1]} features, but the model was fitted to "
-            f"{model.x.shape[1]}"
-        )
-    return _log_density(model, rows)
+    rows = _rows_for(density, x)
+    return _log_density(density, rows, jnp.asarray(density.bandwidth)[None])[0]
 
 
-def score(model: Model, x: jax.typing.ArrayLike) -> jax.Array:
+def score(density: Density, x: jax.typing.ArrayLike) -> jax.Array:
     """Minus the logarithm of the density: higher = more anomalous; as `log_density`."""
-    return -log_density(model, x)
+    return -log_density(density, x)
 
 
 @kernels.in_float64
@@ -97,7 +101,7 @@ def cross_validate(
     kernel: str = "gaussian",
     folds: int = 5,
 ) -> jax.Array:
-    """Log-likelihood of held-out folds: what scikit-learn's `GridSearchCV` maximises.
+    """Log-likelihood of held-out folds: what scikit-learn's `GridSearchCV` maximizes.
 
     Args:
         x: examples, `[n, ...]`, in `folds` consecutive folds (as `KFold` makes them).
@@ -128,7 +132,91 @@ def cross_validate(
     return _cross_validate(kernel, gram, fold_of, bandwidths) / folds
 
 
-def log_normalisation(kernel: str, dimension: int) -> float:
+@dataclasses.dataclass(frozen=True)
+class KernelDensity:
+    """What scores with a density's arrays.
+
+    Attributes:
+        kernel: one of `KERNELS`.
+    """
+
+    kernel: str = "gaussian"
+
+    def score(self, variables: dict[str, Any], x: jax.typing.ArrayLike) -> jax.Array:
+        """Minus the logarithm of the density, at most `MOST`, `[batch]` float64."""
+        return _scores(self.kernel, variables["params"], x)[0]
+
+
+@dataclasses.dataclass(frozen=True)
+class KDE(selection.Shallow):
+    """Kernel density estimation.
+
+    Attributes:
+        kernel: gaussian, exponential, tophat, epanechnikov or linear.
+        bandwidth: where nothing chooses it, > 0; 0 is Scott's rule.
+        selection: likelihood, train_labels, test_auc or none; "" is likelihood.
+    """
+
+    kernel: str = "gaussian"
+    bandwidth: float = 0.0
+    selection: str = ""
+    method: ClassVar[str] = "kde"
+    parameter: ClassVar[str] = "bandwidth"
+    selections: ClassVar[tuple[str, ...]] = (
+        "likelihood",
+        "train_labels",
+        "test_auc",
+        "none",
+    )
+    preferred: ClassVar[str] = "likelihood"
+    candidates: ClassVar[np.ndarray] = BANDWIDTHS
+
+    def check_options(self, semi_targets: np.ndarray) -> None:
+        del semi_targets
+        check_options(self.kernel, 1.0)
+        kernels.check_number("bandwidth", self.bandwidth, 0)
+
+    def default(self, x: np.ndarray, seed: int) -> float:
+        """The given bandwidth, or that of Scott's rule."""
+        if self.bandwidth:
+            return float(self.bandwidth)
+        spread = np.sqrt(np.mean(np.var(x, axis=0)))
+        return float(spread * len(x) ** (-1 / (x.shape[1] + 4))) or 1.0
+
+    def prepare(
+        self, x: np.ndarray, semi_targets: np.ndarray, seed: int
+    ) -> Callable[[float], Fitted]:
+        rows = np.asarray(kernels.in_float64(kernels.as_rows)(x))
+
+        def fit(bandwidth):
+            params = {"x": rows, "bandwidth": np.float64(bandwidth)}
+            return KernelDensity(self.kernel), {"params": params}
+
+        return fit
+
+    def grid(
+        self, fit: Callable[[float], Fitted], rows: np.ndarray
+    ) -> Iterator[tuple[Fitted, np.ndarray]]:
+        fitted = [fit(value) for value in self.candidates]
+        params = fitted[0][1]["params"] | {"bandwidth": self.candidates}
+        return zip(fitted, np.asarray(_scores(self.kernel, params, rows)), strict=True)
+
+    def likelihood(self, x: np.ndarray) -> np.ndarray:
+        folds = min(selection.FOLDS, len(x))
+        found = cross_validate(x, self.candidates, kernel=self.kernel, folds=folds)
+        return np.asarray(found)
+
+
+@kernels.in_float64
+def _scores(kernel, params, examples):
+    """Scores under one or more bandwidths, `[k, m]`."""
+    x, bandwidths = (jnp.asarray(params[n], jnp.float64) for n in ("x", "bandwidth"))
+    density = Density(x, jnp.atleast_1d(bandwidths), kernel)
+    rows = _rows_for(density, examples)
+    return jnp.minimum(-_log_density(density, rows, density.bandwidth), MOST)
+
+
+def log_normalization(kernel: str, dimension: int) -> float:
     """Logarithm of the integral of a kernel of bandwidth 1 over the space."""
     ball = dimension / 2 * math.log(math.pi) - math.lgamma(dimension / 2 + 1)
     return {
@@ -167,15 +255,27 @@ def _log_sum(kernel, squared, bandwidth):
 
 
 @jax.jit
-def _log_density(model, rows):
-    def one(row):
-        squared = kernels.base("rbf", row[None], model.x)[0]
-        return _log_sum(model.kernel, squared, model.bandwidth)
+def _log_density(density, rows, bandwidths):
+    """Log densities under several bandwidths, `[k, m]`, from the same distances."""
 
-    size, dimension = model.x.shape
+    def one(row):
+        squared = kernels.base("rbf", row[None], density.x)[0]
+        return lax.map(lambda h: _log_sum(density.kernel, squared, h), bandwidths)
+
+    size, dimension = density.x.shape
     sums = lax.map(one, rows, batch_size=_SCORED_AT_ONCE)
-    whole = log_normalisation(model.kernel, dimension) + math.log(size)
-    return sums - whole - dimension * jnp.log(model.bandwidth)
+    whole = log_normalization(density.kernel, dimension) + math.log(size)
+    return (sums - whole - dimension * jnp.log(bandwidths)).T
+
+
+def _rows_for(density, x):
+    rows = kernels.as_rows(x)
+    if rows.shape[1] != density.x.shape[1]:
+        raise ValueError(
+            f"x has {rows.shape[1]} features, but the model was fitted to "
+            f"{density.x.shape[1]}"
+        )
+    return rows
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -189,6 +289,6 @@ def _cross_validate(kernel, gram, fold_of, bandwidths):
     sums = gram.map_blocks(of_block).astype(jnp.float64)
     others = jnp.sum((fold_of[:, None] != fold_of) & (fold_of >= 0), axis=1)
     dimension = gram.x.shape[1]
-    whole = log_normalisation(kernel, dimension) + jnp.log(others)[:, None]
+    whole = log_normalization(kernel, dimension) + jnp.log(others)[:, None]
     densities = sums - whole - dimension * jnp.log(bandwidths.astype(jnp.float64))
     return jnp.sum(jnp.where((fold_of >= 0)[:, None], densities, 0.0), axis=0)

@@ -1,0 +1,163 @@
+"""Isolation Forest (Liu et al., 2008): grown by scikit-learn, scored as plain arrays.
+
+A tree is an array of nodes; all examples descend all trees at once, one level a step. A
+model can so be saved without pickles, and scored wherever JAX runs.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from deepsad_jax import kernels, selection
+
+Fitted = selection.Fitted
+
+
+@dataclasses.dataclass(frozen=True)
+class Trees:
+    """What scores with a forest's arrays; see `fit`.
+
+    Attributes:
+        depth: of the deepest tree, >= 0.
+    """
+
+    depth: int
+
+    def score(self, variables: dict[str, Any], x: jax.typing.ArrayLike) -> jax.Array:
+        """Minus scikit-learn's `score_samples`, `[batch]` float64, in (0, 1)."""
+        return _score(self.depth, variables["params"], x)
+
+
+def fit(
+    x: np.ndarray, *, n_trees: int = 100, n_samples: int = 256, seed: int = 0
+) -> Fitted:
+    """Grows a forest.
+
+    Args:
+        x: examples, `[n, D]` of real numbers, read as float32.
+        n_trees: >= 1.
+        n_samples: examples that each tree sees, >= 2; all where there are fewer.
+        seed: scikit-learn's random state.
+
+    Returns:
+        The objective and its variables, of `[trees, nodes]` each: `features` and
+        `thresholds` (an example goes to the first child up to the threshold),
+        `children` `[trees, nodes, 2]` (of a leaf, itself) and `lengths` (of the path
+        that ends there); and `normalizer`, the mean length in a random tree.
+
+    Raises:
+        ValueError: for wrong options or examples.
+    """
+    import sklearn.ensemble
+
+    kernels.check_number("n_trees", n_trees, 1, whole=True)
+    kernels.check_number("n_samples", n_samples, 2, whole=True)
+    rows = np.asarray(kernels.in_float64(kernels.as_rows)(x))
+    with np.errstate(over="ignore"):
+        rows = rows.astype(np.float32)
+    if not np.all(np.isfinite(rows)):
+        raise ValueError("x has values too large for float32; scale x")
+    forest = sklearn.ensemble.IsolationForest(
+        n_estimators=int(n_trees),
+        max_samples=min(int(n_samples), len(rows)),
+        random_state=seed,
+    ).fit(rows)
+    trees = [estimator.tree_ for estimator in forest.estimators_]
+    shape = len(trees), max(tree.node_count for tree in trees)
+    features, lengths = np.zeros(shape, np.int32), np.zeros(shape)
+    thresholds = np.full(shape, np.inf, np.float32)
+    children = np.zeros((*shape, 2), np.int32)
+    deepest = 0
+    for i, tree in enumerate(trees):
+        own, inner = slice(tree.node_count), tree.children_left >= 0
+        features[i, own] = np.where(inner, tree.feature, 0)
+        thresholds[i, own] = np.where(inner, _rounded_down(tree.threshold), np.inf)
+        both = np.stack([tree.children_left, tree.children_right], axis=1)
+        leaf = np.arange(tree.node_count)[:, None]
+        children[i, own] = np.where(inner[:, None], both, leaf)
+        depths = np.zeros(tree.node_count)
+        for node in np.flatnonzero(inner):  # parents come before their children
+            depths[both[node]] = depths[node] + 1
+        lengths[i, own] = depths + _mean_length(tree.n_node_samples)
+        deepest = max(deepest, int(depths.max()))
+    params = {
+        "features": features,
+        "thresholds": thresholds,
+        "children": children,
+        "lengths": lengths,
+        "normalizer": _mean_length(np.array(forest.max_samples_)),
+    }
+    return Trees(deepest), {"params": params}
+
+
+@dataclasses.dataclass(frozen=True)
+class IsolationForest(selection.Shallow):
+    """Isolation Forest.
+
+    Attributes:
+        n_trees: >= 1.
+        n_samples: examples that each tree sees, >= 2; all where there are fewer.
+    """
+
+    n_trees: int = 100
+    n_samples: int = 256
+    method: ClassVar[str] = "isoforest"
+    selection: ClassVar[str] = ""
+
+    def check_options(self, semi_targets: np.ndarray) -> None:
+        del semi_targets
+        kernels.check_number("n_trees", self.n_trees, 1, whole=True)
+        kernels.check_number("n_samples", self.n_samples, 2, whole=True)
+
+    def default(self, x: np.ndarray, seed: int) -> float:
+        return 0.0
+
+    def prepare(
+        self, x: np.ndarray, semi_targets: np.ndarray, seed: int
+    ) -> Callable[[float], Fitted]:
+        options = {"n_trees": self.n_trees, "n_samples": self.n_samples}
+        return lambda _: fit(x, seed=seed, **options)
+
+
+def _rounded_down(thresholds: np.ndarray) -> np.ndarray:
+    """The largest float32 up to a float64: as much for what float32 it is not below."""
+    rounded = thresholds.astype(np.float32)
+    below = np.nextafter(rounded, np.float32(-np.inf))
+    return np.where(rounded > thresholds, below, rounded)
+
+
+def _mean_length(size: np.ndarray) -> np.ndarray:
+    """Mean length of a path in a random tree of so many examples (its equation 1)."""
+    inner = np.maximum(size, 3) - 1.0
+    many = 2 * (np.log(inner) + np.euler_gamma) - 2 * inner / (inner + 1)
+    return np.where(size > 2, many, np.where(size == 2, 1.0, 0.0))
+
+
+@kernels.in_float64
+def _score(depth, params, examples):
+    # float32 rows against thresholds in float32: the comparisons of scikit-learn.
+    rows = kernels.as_rows(examples).astype(jnp.float32)
+    return _path_score(depth, params, rows)
+
+
+@jax.jit(static_argnums=0)
+def _path_score(depth, params, rows):
+    trees = jnp.arange(len(params["features"]))
+
+    def descend(_, nodes):
+        values = jnp.take_along_axis(rows, params["features"][trees, nodes], axis=1)
+        right = values > params["thresholds"][trees, nodes]
+        return params["children"][trees, nodes, right.astype(jnp.int32)]
+
+    nodes = jnp.zeros((len(rows), len(trees)), jnp.int32)
+    nodes = lax.fori_loop(0, depth, descend, nodes)
+    lengths = jnp.mean(params["lengths"][trees, nodes].astype(jnp.float64), axis=1)
+    normalizer = params["normalizer"]
+    # Of a single example there is no path.
+    relative = lengths / jnp.where(normalizer > 0, normalizer, 1.0)
+    return 2.0 ** -jnp.where(normalizer > 0, relative, 1.0)

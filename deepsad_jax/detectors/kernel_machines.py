@@ -1,0 +1,446 @@
+"""One-class kernel machines: SSAD, which takes labels, and the one-class SVM.
+
+SSAD (Goernitz et al., JAIR 2013) is a one-class machine whose labeled normal examples
+are to lie inside the boundary and whose labeled anomalies outside, with a margin that
+`kappa` weighs. The one-class support vector machine (Schoelkopf et al., 2001) sees no
+labels. `dual` states and solves the problem of both.
+"""
+
+import dataclasses
+import math
+import warnings
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from deepsad_jax import dual, kernels, labels, selection
+
+Fitted = selection.Fitted
+
+# The grid of Deep SAD's paper.
+GAMMAS = 2.0 ** np.linspace(-7, 2, 10)
+_SCORED_AT_ONCE = 256
+_RULE_OF_THUMB_ROWS = 1000
+
+
+@flax.struct.dataclass
+class Machine:
+    """A trained machine; with many (`vmap`), each array has leading axes.
+
+    Attributes:
+        x: training examples as rows, `[n, D]` float64.
+        weights: y * alpha of each, `[n]` float64; 0 for all but support vectors.
+        threshold: rho; score 0 is the boundary.
+        kernel: the kernel.
+        objective: value of the dual, to be minimized.
+        violation: of the optimality conditions; see `dual.Solution`.
+        iterations: steps of the solver.
+    """
+
+    x: jax.Array
+    weights: jax.Array
+    threshold: jax.Array
+    kernel: kernels.Kernel
+    objective: jax.Array
+    violation: jax.Array
+    iterations: jax.Array
+
+
+@kernels.in_float64
+def fit_ssad(
+    x: jax.typing.ArrayLike,
+    semi_targets: jax.typing.ArrayLike,
+    *,
+    kernel: kernels.Kernel = kernels.Kernel(),  # noqa: B008 (immutable)
+    kappa: jax.typing.ArrayLike = 1.0,
+    C_unlabeled: jax.typing.ArrayLike = 1.0,  # noqa: N803 (the paper's names)
+    C_normal: jax.typing.ArrayLike = 1.0,  # noqa: N803
+    C_anomaly: jax.typing.ArrayLike = 1.0,  # noqa: N803
+    gram: kernels.Gram | None = None,
+    tolerance: float = dual.TOLERANCE,
+    max_iterations: int = dual.MAX_ITERATIONS,
+) -> Machine:
+    """Fits SSAD.
+
+    Args:
+        x: training examples, `[n, ...]`, uint8 (scaled to [0, 1]) or floating.
+        semi_targets: +1 labeled normal, 0 unlabeled, -1 labeled anomaly, `[n]`.
+        kernel: the kernel.
+        kappa: weight of the margin, >= 0: the least sum of the labeled examples' dual
+            variables. Without labeled examples it does not matter.
+        C_unlabeled, C_normal, C_anomaly: largest dual variable of an example of each
+            kind, > 0; the unlabeled and normal ones sum to at least 1.
+        gram: `kernels.gram` of the same examples and kind of kernel, to share its base
+            among bandwidths.
+        tolerance: see `dual.solve`.
+        max_iterations: most steps of the solver, which warns when they are used up.
+
+    Raises:
+        ValueError: for wrong options or examples, and if no dual variables satisfy
+            the constraints. Under `jit` and `vmap`, values cannot be looked at, and a
+            problem without solution gives meaningless numbers.
+    """
+    _check_solver(tolerance, max_iterations)
+    if jnp.shape(semi_targets) != (len(x),):
+        raise ValueError(
+            f"semi_targets has shape {jnp.shape(semi_targets)}; it must be ({len(x)},)"
+        )
+    bounds = (kappa, C_unlabeled, C_normal, C_anomaly)
+    known = kernels.is_concrete(semi_targets)
+    if known and all(map(kernels.is_concrete, bounds)):
+        check_ssad(semi_targets, *bounds)
+    labeled = not known or bool(np.any(np.asarray(semi_targets) != 0))
+    semi_targets = jnp.asarray(semi_targets)
+    gram = _gram_for(gram, kernel, x)
+    upper = jnp.where(semi_targets < 0, C_anomaly, C_normal)
+    solution = dual.solve(
+        gram,
+        jnp.where(semi_targets == 0, C_unlabeled, upper),
+        total=1.0,
+        semi_targets=semi_targets if labeled else None,
+        kappa=jnp.where(jnp.any(semi_targets != 0), kappa, 0.0),
+        tolerance=tolerance,
+        max_iterations=max_iterations,
+    )
+    return _machine_of(gram, solution, tolerance)
+
+
+@kernels.in_float64
+def fit_ocsvm(
+    x: jax.typing.ArrayLike,
+    *,
+    nu: jax.typing.ArrayLike = 0.1,
+    kernel: kernels.Kernel = kernels.Kernel(),  # noqa: B008 (immutable)
+    gram: kernels.Gram | None = None,
+    tolerance: float = dual.TOLERANCE,
+    max_iterations: int = dual.MAX_ITERATIONS,
+) -> Machine:
+    """Fits the one-class SVM; weights and threshold have the scale of scikit-learn's.
+
+    Args:
+        x: training examples, `[n, ...]`, uint8 (scaled to [0, 1]) or floating.
+        nu: upper bound of the share of examples outside the boundary, and lower bound
+            of that of support vectors, in (0, 1].
+        kernel, gram, tolerance, max_iterations: as for `fit_ssad`.
+
+    Returns:
+        The machine; `score(machine, x)` is minus scikit-learn's `decision_function`.
+
+    Raises:
+        ValueError: for wrong options or examples.
+    """
+    _check_solver(tolerance, max_iterations)
+    if kernels.is_concrete(nu):
+        check_ocsvm(nu)
+    gram = _gram_for(gram, kernel, x)
+    solution = dual.solve(
+        gram,
+        jnp.ones(gram.size),
+        total=nu * gram.size,
+        tolerance=tolerance,
+        max_iterations=max_iterations,
+    )
+    return _machine_of(gram, solution, tolerance)
+
+
+def check_ssad(
+    semi_targets: np.ndarray,
+    kappa: float,
+    C_unlabeled: float,  # noqa: N803
+    C_normal: float,  # noqa: N803
+    C_anomaly: float,  # noqa: N803
+) -> None:
+    """Raises ValueError for what `fit_ssad` refuses, whatever the examples are."""
+    semi_targets = np.asarray(semi_targets)
+    labels.integers("semi_targets", semi_targets, len(semi_targets), labels.MEANINGS)
+    bounds = {"C_unlabeled": C_unlabeled, "C_normal": C_normal, "C_anomaly": C_anomaly}
+    for name, bound in bounds.items():
+        if not 0 < bound < np.inf:
+            raise ValueError(f"{name} is {bound}; it must be finite and > 0")
+    if not 0 <= kappa < np.inf:
+        raise ValueError(f"kappa is {kappa}; it must be finite and >= 0")
+    counts = [int(np.sum(semi_targets == kind)) for kind in (0, 1, -1)]
+    caps = [
+        float(bound) * count
+        for bound, count in zip(bounds.values(), counts, strict=True)
+    ]
+    most = dual.most_labeled_mass(*caps, total=1.0)
+    if most < 0:
+        raise ValueError(
+            f"C_unlabeled is {C_unlabeled} and C_normal is {C_normal}; with "
+            f"{counts[0]} unlabeled and {counts[1]} labeled normal examples the dual "
+            f"variables sum to at most {caps[0] + caps[1]:.3g}, but must reach 1"
+        )
+    if counts[1] + counts[2] and kappa > most:
+        raise ValueError(
+            f"kappa is {kappa}; with these C and labels it must be at most {most:.3g}"
+        )
+
+
+def check_ocsvm(nu: float) -> None:
+    """Raises ValueError for a nu that `fit_ocsvm` refuses."""
+    if not 0 < nu <= 1:
+        raise ValueError(f"nu is {nu}; it must be in (0, 1]")
+
+
+def score(machine: Machine, x: jax.typing.ArrayLike) -> jax.Array:
+    """Anomaly score: the threshold minus the kernel expansion; higher = more anomalous.
+
+    Args:
+        machine: the machine.
+        x: examples, `[m, ...]`, of the shape and scale of the training examples.
+
+    Returns:
+        Scores, `[m]` float64; above 0 outside the boundary.
+
+    Raises:
+        ValueError: if the examples do not have the width of the training examples, or
+            are so large that their kernel values overflow.
+    """
+    return _score(machine.kernel, machine.x, machine.weights, machine.threshold, x)
+
+
+def compact(machine: Machine) -> Machine:
+    """The same machine without most of what its score does not need.
+
+    Keeps the support vectors, filled up to a power of two by other examples, so that
+    machines of about one size share compiled programs; of a linear machine, its normal
+    vector alone. Not for `jit`.
+    """
+    weights, x = np.asarray(machine.weights), np.asarray(machine.x)
+    if machine.kernel.name == "linear":
+        return machine.replace(x=(weights @ x)[None], weights=np.ones(1))
+    unused = weights == 0
+    size = 2 ** math.ceil(math.log2(max(np.sum(~unused), 1)))
+    kept = np.argsort(unused, kind="stable")[:size]
+    return machine.replace(x=x[kept], weights=weights[kept])
+
+
+@dataclasses.dataclass(frozen=True)
+class KernelMachine:
+    """What scores with a machine's arrays; see `packed`.
+
+    Attributes:
+        kernel: one of `kernels.KERNELS`.
+        degree: of poly.
+    """
+
+    kernel: str = "rbf"
+    degree: int = 3
+
+    def score(self, variables: dict[str, Any], x: jax.typing.ArrayLike) -> jax.Array:
+        """Scores, `[batch]` float64; see the module's `score`."""
+        params = variables["params"]
+        kernel = kernels.Kernel(
+            params["gamma"], params["coef0"], self.kernel, self.degree
+        )
+        arrays = (params[name] for name in ("x", "weights", "threshold"))
+        return _score(kernel, *arrays, x)
+
+
+def packed(machine: Machine) -> Fitted:
+    """A machine as an objective and its variables, float64 NumPy arrays."""
+    kernel = machine.kernel
+    params = {
+        "x": machine.x,
+        "weights": machine.weights,
+        "threshold": machine.threshold,
+        "gamma": kernel.gamma,
+        "coef0": kernel.coef0,
+    }
+    params = {name: np.asarray(part, np.float64) for name, part in params.items()}
+    return KernelMachine(kernel.name, kernel.degree), {"params": params}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Options(selection.Shallow):
+    """The kernel of a machine, and how its gamma is chosen.
+
+    Attributes:
+        kernel: rbf, linear or poly.
+        gamma: of rbf and poly where nothing chooses it, > 0; 0 is one over the median
+            squared distance.
+        coef0, degree: of poly.
+        selection: none, train_labels, test_auc; see `selection`.
+    """
+
+    kernel: str = "rbf"
+    gamma: float = 0.0
+    coef0: float = 0.0
+    degree: int = 3
+    selection: str = ""
+    parameter: ClassVar[str] = "gamma"
+    selections: ClassVar[tuple[str, ...]] = ("none", "train_labels", "test_auc")
+    candidates: ClassVar[np.ndarray] = GAMMAS
+
+    def chosen_by(self, semi_targets: np.ndarray | None) -> str:
+        if self.kernel == "linear":
+            return "none"  # there is no gamma to choose
+        return super().chosen_by(semi_targets)
+
+    def check_options(self, semi_targets: np.ndarray) -> None:
+        kernels.check_kernel(self._kernel(1.0))
+        kernels.check_number("gamma", self.gamma, 0)
+
+    def default(self, x: np.ndarray, seed: int) -> float:
+        """The given gamma, or one over the median squared distance of a few rows."""
+        if self.gamma:
+            return float(self.gamma)
+        few = np.random.default_rng(seed).permutation(x)[:_RULE_OF_THUMB_ROWS]
+        few = few.astype(np.float64)
+        squared = np.asarray(kernels.in_float64(kernels.base)("rbf", few, few))
+        squared = squared[np.triu_indices(len(few), 1)]
+        positive = squared[squared > 0]
+        return float(1 / np.median(positive)) if len(positive) else 1.0
+
+    def prepare(
+        self, x: np.ndarray, semi_targets: np.ndarray, seed: int
+    ) -> Callable[[float], Fitted]:
+        gram = kernels.gram(self._kernel(1.0), x)
+
+        def fit(gamma):
+            options = {"kernel": self._kernel(gamma), "gram": gram}
+            return packed(compact(self.machine(x, semi_targets, **options)))
+
+        return fit
+
+    def machine(self, x: np.ndarray, semi_targets: np.ndarray, **options) -> Machine:
+        """The machine of these examples; options are the kernel and its matrix."""
+        raise NotImplementedError
+
+    def linear(self) -> "_Options":
+        """The same with the linear kernel, hybrids' reference."""
+        return dataclasses.replace(self, kernel="linear")
+
+    def _kernel(self, gamma: float) -> kernels.Kernel:
+        return kernels.Kernel(gamma, self.coef0, self.kernel, self.degree)
+
+
+@dataclasses.dataclass(frozen=True)
+class SSAD(_Options):
+    """Semi-supervised anomaly detection with kernels (Goernitz et al., JAIR 2013).
+
+    Attributes:
+        kappa, C_unlabeled, C_normal, C_anomaly: see `fit_ssad`.
+        kernel, gamma, coef0, degree: see `kernels.Kernel`; a gamma of 0 is the rule of
+            thumb, one over the median squared distance.
+        selection: how gamma is chosen. "" is train_labels with two known anomalies or
+            more, else none.
+    """
+
+    kappa: float = 1.0
+    C_unlabeled: float = 1.0
+    C_normal: float = 1.0
+    C_anomaly: float = 1.0
+    method: ClassVar[str] = "ssad"
+    preferred: ClassVar[str] = "train_labels"
+
+    def check_options(self, semi_targets: np.ndarray) -> None:
+        super().check_options(semi_targets)
+        check_ssad(semi_targets, **self._bounds())
+
+    def machine(self, x: np.ndarray, semi_targets: np.ndarray, **options) -> Machine:
+        return fit_ssad(x, semi_targets, **self._bounds(), **options)
+
+    def _bounds(self):
+        names = ("kappa", "C_unlabeled", "C_normal", "C_anomaly")
+        return {name: getattr(self, name) for name in names}
+
+
+@dataclasses.dataclass(frozen=True)
+class OneClassSVM(_Options):
+    """The one-class support vector machine (Schoelkopf et al., 2001).
+
+    Attributes:
+        nu: largest share of training examples outside the boundary, in (0, 1].
+        kernel, gamma, coef0, degree: as of `SSAD`.
+        selection: how gamma is chosen; "" is none.
+    """
+
+    nu: float = 0.1
+    method: ClassVar[str] = "ocsvm"
+
+    def check_options(self, semi_targets: np.ndarray) -> None:
+        super().check_options(semi_targets)
+        check_ocsvm(self.nu)
+
+    def machine(self, x: np.ndarray, semi_targets: np.ndarray, **options) -> Machine:
+        del semi_targets
+        return fit_ocsvm(x, nu=self.nu, **options)
+
+
+@kernels.in_float64
+def _score(kernel, x, weights, threshold, examples):
+    rows = kernels.as_rows(examples)
+    x, weights, threshold = (
+        jnp.asarray(v, jnp.float64) for v in (x, weights, threshold)
+    )
+    if rows.shape[1] != x.shape[1]:
+        raise ValueError(
+            f"x has {rows.shape[1]} features, but the model was trained on {x.shape[1]}"
+        )
+    scores = _expand(kernel, x, weights, threshold, rows)
+    if kernels.is_concrete(scores) and not np.all(np.isfinite(scores)):
+        raise ValueError(
+            f"x has values too large for the kernel {kernel.name}; scale x or take rbf"
+        )
+    return scores
+
+
+@jax.jit
+def _expand(kernel, x, weights, threshold, rows):
+    def expansion(row):
+        return kernel(kernels.base(kernel.name, row[None], x)[0]) @ weights
+
+    return threshold - lax.map(expansion, rows, batch_size=_SCORED_AT_ONCE)
+
+
+def _machine_of(gram, solution, tolerance):
+    if kernels.is_concrete(solution.objective):
+        if not np.isfinite(solution.objective) or not np.isfinite(solution.threshold):
+            raise ValueError(
+                f"x has values too large for the kernel {gram.kernel.name}; scale x or "
+                "take rbf"
+            )
+        if solution.violation > tolerance:
+            warnings.warn(
+                f"the solver stopped after {solution.iterations} iterations with a "
+                f"violation of {solution.violation:.2g}, more than the tolerance "
+                f"{tolerance:.2g}; allow more by max_iterations",
+                RuntimeWarning,
+                stacklevel=4,
+            )
+    return Machine(
+        gram.x[: gram.size],
+        solution.weights,
+        solution.threshold,
+        gram.kernel,
+        solution.objective,
+        solution.violation,
+        solution.iterations,
+    )
+
+
+def _check_solver(tolerance, max_iterations):
+    if not 0 < tolerance < 1:
+        raise ValueError(f"tolerance is {tolerance}; it must be in (0, 1)")
+    if max_iterations < 0:
+        raise ValueError(f"max_iterations is {max_iterations}; it must be >= 0")
+
+
+def _gram_for(gram, kernel, x):
+    """The kernel matrix of `x`: a new one, or the base of one given."""
+    if gram is None:
+        return kernels.gram(kernel, x)
+    kernels.check_kernel(kernel)
+    if gram.size != len(x) or gram.kernel.name != kernel.name:
+        raise ValueError(
+            f"gram is of {gram.size} examples and the kernel {gram.kernel.name}; "
+            f"it must be of the {len(x)} examples and {kernel.name}"
+        )
+    return gram.replace(kernel=kernel)

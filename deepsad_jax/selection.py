@@ -1,0 +1,320 @@
+"""Shallow detectors: one fit for all, and one number of each chosen from a grid.
+
+What chooses the number, a kernel's gamma or a bandwidth:
+
+    none            it is given, or a rule of thumb says it
+    likelihood      of held-out training examples (kernel densities)
+    train_labels    AUROC of known anomalies in held-out folds of the training set
+    test_auc        AUROC on a tenth of the test set, as in Deep SAD's paper; only for
+                    those who hand over that tenth, since it looks at test labels
+
+What all values share (distances, kernel matrices) is computed once.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, ClassVar
+
+import numpy as np
+
+from deepsad_jax import metrics
+
+SHARE, FOLDS = 0.1, 5
+STAGE = "train"
+
+# An objective and its variables.
+Fitted = tuple[Any, dict[str, Any]]
+
+
+class Shallow:
+    """The base of the options of a detector that is fitted to rows of numbers.
+
+    A subclass is a frozen dataclass that defines `check_options`, `default` and
+    `prepare`.
+
+    Attributes:
+        method: short name.
+        parameter: name of the number that is chosen.
+        selections: ways to choose it.
+        preferred: the way where `selection` is "".
+        candidates: values to choose from.
+        selection: the way that is asked for.
+    """
+
+    method: ClassVar[str]
+    parameter: ClassVar[str] = ""
+    selections: ClassVar[tuple[str, ...]] = ("none",)
+    preferred: ClassVar[str] = "none"
+    candidates: ClassVar[np.ndarray] = np.array([])
+    selection: str
+
+    def check_options(self, semi_targets: np.ndarray) -> None:
+        """Raises ValueError for options that are wrong, or wrong for these labels."""
+        raise NotImplementedError
+
+    def default(self, x: np.ndarray, seed: int) -> float:
+        """The number where nothing chooses it."""
+        raise NotImplementedError
+
+    def prepare(
+        self, x: np.ndarray, semi_targets: np.ndarray, seed: int
+    ) -> Callable[[float], Fitted]:
+        """A function of the number that fits to rows `[n, D]`."""
+        raise NotImplementedError
+
+    def grid(
+        self, fit: Callable[[float], Fitted], rows: np.ndarray
+    ) -> Iterator[tuple[Fitted, np.ndarray]]:
+        """For each candidate what is fitted, and its scores of other rows."""
+        for value in self.candidates:
+            objective, variables = fitted = fit(value)
+            yield fitted, np.asarray(objective.score(variables, rows))
+
+    def likelihood(self, x: np.ndarray) -> np.ndarray:
+        """For each candidate the likelihood of held-out rows; of densities."""
+        raise NotImplementedError
+
+    def chosen_by(self, semi_targets: np.ndarray | None) -> str:
+        """The way that chooses the number; None for labels that are not yet known."""
+        if self.selection:
+            return self.selection
+        few = semi_targets is not None and np.sum(semi_targets == -1) < 2
+        few_labels = self.preferred == "train_labels" and few
+        return "none" if few_labels else self.preferred
+
+    def stages(self) -> dict[str, int]:
+        """The stage and its steps: fits of a grid, and the last fit."""
+        grid = len(self.candidates)
+        steps = {"train_labels": FOLDS * grid + 1, "test_auc": grid, "likelihood": 2}
+        return {STAGE: steps.get(self.chosen_by(None), 1)}
+
+    def check(self, data: Any, seed: int = 0) -> None:
+        """Raises ValueError for options that do not fit the data.
+
+        Args:
+            data: a `training.TrainingSet`.
+            seed: that of `fit`, which makes the folds.
+        """
+        self.check_labels(examples(data)[1], seed)
+
+    def check_labels(self, semi_targets: np.ndarray, seed: int = 0) -> None:
+        """As `check`, of the semi_targets of the training examples alone."""
+        by = self.chosen_by(semi_targets)
+        if self.selection not in ("", *self.selections):
+            raise ValueError(
+                f"selection is {self.selection!r}; for {self.method} it must be one of "
+                f'{", ".join(self.selections)}, or "" for what suits the data'
+            )
+        known = int(np.sum(semi_targets == -1))
+        others = len(semi_targets) - known
+        if by == "train_labels" and known < 2:
+            raise ValueError(
+                f"selection train_labels needs at least 2 known anomalies, but there "
+                f"are {known}; label more or choose none"
+            )
+        if by == "train_labels" and others < min(FOLDS, known):
+            raise ValueError(
+                f"selection train_labels needs at least {min(FOLDS, known)} examples "
+                f"that are not known anomalies, but there are {others}; choose none"
+            )
+        if by == "likelihood" and len(semi_targets) < 2:
+            raise ValueError(
+                f"selection likelihood needs at least 2 training examples, but there "
+                f"are {len(semi_targets)}; choose none"
+            )
+        self.check_options(semi_targets)
+        if by == "train_labels":
+            for train, _ in folds(semi_targets, seed):
+                self.check_options(semi_targets[train])
+
+    def fit(
+        self,
+        key: Any,
+        data: Any,
+        *,
+        preprocessing: Any = None,
+        plan: Any = None,
+        observe: Callable | None = None,
+        keeper: Any = None,
+        seed: int = 0,
+        selection_set: tuple[np.ndarray, np.ndarray] | None = None,
+    ) -> tuple[Any, Any]:
+        """Fits to a training set.
+
+        Args:
+            key, plan, keeper: of networks; not used.
+            data: a `training.TrainingSet`; all but SSAD see known anomalies as
+                unlabeled.
+            preprocessing: what becomes of raw rows; `preprocessing.auto` by default.
+            observe: called as `observe(stage, done, history)` after each step.
+            seed: decides folds and draws.
+            selection_set: for the selection test_auc, raw rows that are not trained on
+                and their labels, 0 normal and 1 anomaly; see `selection_rows`.
+
+        Returns:
+            A `model.Model`, and a `training.Record` whose details say under "selection"
+            how the number was chosen.
+
+        Raises:
+            ValueError: for options that do not fit the data.
+        """
+        del key, plan, keeper
+        from deepsad_jax import model, training
+        from deepsad_jax import preprocessing as preprocessing_
+
+        x, semi_targets = examples(data)
+        preprocessing = preprocessing or preprocessing_.auto(x)
+        if selection_set is not None:
+            few, labels = selection_set
+            few = preprocessing.check(few, "selection_set", x.shape[1:])
+            selection_set = as_table(preprocessing(few)), labels
+        began = time.perf_counter()
+        (objective, variables), found = self.fit_rows(
+            as_table(preprocessing(x)),
+            semi_targets,
+            seed=seed,
+            observe=observe,
+            selection_set=selection_set,
+        )
+        fitted = model.Model(
+            variables=variables,
+            objective=objective,
+            preprocessing=preprocessing,
+            base=None,
+            info={"method": self.method},
+        )
+        seconds = {STAGE: time.perf_counter() - began}
+        notes = self.notes(found)
+        return fitted, training.Record({}, seconds, notes, {"selection": found})
+
+    def notes(self, found: dict[str, Any]) -> tuple[str, ...]:
+        """What a user should know of a choice."""
+        if self.selection in ("", found["by"]):
+            return ()
+        return (f"selection {self.selection} had no {self.parameter} to choose",)
+
+    def fit_rows(
+        self,
+        x: np.ndarray,
+        semi_targets: np.ndarray,
+        *,
+        seed: int = 0,
+        observe: Callable | None = None,
+        selection_set: tuple[np.ndarray, np.ndarray] | None = None,
+    ) -> tuple[Fitted, dict[str, Any]]:
+        """Fits to rows `[n, D]` as they are; see `fit`.
+
+        Returns:
+            What is fitted, and how its number was chosen, for JSON: `by`, `parameter`
+            and `value`, from a grid also `candidates` and `criterion`, and `examples`
+            for test_auc.
+        """
+        self.check_labels(semi_targets, seed)
+        by = self.chosen_by(semi_targets)
+        _check_selection_set(self.selection, selection_set)
+        last = self.stages()[STAGE]
+        found = {"by": by, "parameter": self.parameter}
+
+        def done(step):
+            if observe is not None:
+                observe(STAGE, step, {})
+
+        fitted, best, criterion = None, -np.inf, None
+        if by == "test_auc":
+            rows, labels = selection_set
+            found["examples"], criterion = len(rows), []
+            fit = self.prepare(x, semi_targets, seed)
+            for candidate, scores in self.grid(fit, rows):
+                criterion.append(metrics.auroc(labels, scores))
+                if criterion[-1] > best:
+                    fitted, best = candidate, criterion[-1]
+                done(len(criterion))
+        elif by == "train_labels":
+            criterion = self._held_out(x, semi_targets, seed, done)
+        elif by == "likelihood":
+            criterion = self.likelihood(x)
+            done(last - 1)
+        if criterion is None:
+            found["value"] = self.default(x, seed)
+        else:
+            found["value"] = float(self.candidates[int(np.argmax(criterion))])
+            found["candidates"] = [float(value) for value in self.candidates]
+            found["criterion"] = [float(value) for value in criterion]
+        if fitted is None:
+            fitted = self.prepare(x, semi_targets, seed)(found["value"])
+            done(last)
+        return fitted, found
+
+    def _held_out(self, x, semi_targets, seed, done) -> np.ndarray:
+        """Mean AUROC of known anomalies against all others in held-out folds."""
+        labels = (semi_targets == -1).astype(int)
+        splits, k = list(folds(semi_targets, seed)), len(self.candidates)
+        aurocs = np.zeros((len(splits), k))
+        for i, (train, held_out) in enumerate(splits):
+            fit = self.prepare(x[train], semi_targets[train], seed)
+            for j, (_, scores) in enumerate(self.grid(fit, x[held_out])):
+                aurocs[i, j] = metrics.auroc(labels[held_out], scores)
+                # As if there were always as many folds as `stages` says.
+                done((i * k + j + 1) * FOLDS // len(splits))
+        return np.mean(aurocs, axis=0)
+
+
+def selection_rows(labels: np.ndarray, seed: int) -> np.ndarray:
+    """Rows of a tenth of the test set, of both kinds, drawn by the seed.
+
+    Args:
+        labels: 0 normal, 1 anomaly, `[n]`.
+        seed: of the draw.
+
+    Returns:
+        Sorted row numbers, at least one of each kind that there is.
+    """
+    rng = np.random.default_rng(seed)
+    parts = []
+    for label in (0, 1):
+        rows = rng.permutation(np.flatnonzero(np.asarray(labels) == label))
+        parts.append(rows[: max(1, int(SHARE * len(rows)))])
+    return np.sort(np.concatenate(parts))
+
+
+def folds(
+    semi_targets: np.ndarray, seed: int
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Rows to train on and rows held out, with known anomalies in each of them."""
+    import sklearn.model_selection
+
+    labels = (semi_targets == -1).astype(int)
+    splitter = sklearn.model_selection.StratifiedKFold(
+        min(FOLDS, int(labels.sum())), shuffle=True, random_state=seed
+    )
+    return splitter.split(labels, labels)
+
+
+def as_table(x: np.ndarray) -> np.ndarray:
+    """Preprocessed examples `[n, ...]` as rows `[n, D]` float32."""
+    return np.asarray(x, np.float32).reshape(len(x), -1)
+
+
+def _check_selection_set(selection, selection_set) -> None:
+    if (selection == "test_auc") != (selection_set is not None):
+        raise ValueError(
+            f"selection_set is {'not ' if selection_set is None else ''}given, but "
+            f"selection is {selection!r}; test_auc alone, which looks at test labels, "
+            "needs it"
+        )
+    if selection_set is None:
+        return
+    rows, labels = selection_set
+    if np.shape(labels) != (len(rows),) or set(np.unique(labels)) != {0, 1}:
+        raise ValueError(
+            f"selection_set has {len(rows)} rows and labels of shape "
+            f"{np.shape(labels)} with {np.unique(labels)[:5].tolist()}; there must be "
+            "one for each row, 0 normal or 1 anomaly, and some of both"
+        )
+
+
+def examples(data) -> tuple[np.ndarray, np.ndarray]:
+    """The rows of a `training.TrainingSet` that count, and their semi_targets."""
+    size = int(data.size)
+    x = np.asarray(data.x)[np.asarray(data.indices)[:size]]
+    return x, np.asarray(data.semi_targets)[:size]
