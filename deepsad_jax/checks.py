@@ -37,15 +37,11 @@ def rows(x: Any, name: str = "x") -> np.ndarray:
     if hasattr(x, "toarray"):
         raise ValueError(f"{name} is a sparse matrix; give {name}.toarray()")
     x = unmasked(name, x)
-    if x.ndim < 2 or not x.size:
+    is_real = x.dtype.kind in "iuf" or jnp.issubdtype(x.dtype, jnp.floating)
+    if x.ndim < 2 or not x.size or not is_real:
         raise ValueError(
-            f"{name} has shape {x.shape}; it must be [n, columns] or [n, ..., "
-            "channels], and not empty"
-        )
-    if x.dtype.kind not in "iuf" and not jnp.issubdtype(x.dtype, jnp.floating):
-        raise ValueError(
-            f"{name} has dtype {x.dtype}; it must hold real numbers, integers or "
-            "floating"
+            f"{name} has shape {x.shape} and dtype {x.dtype}; it must hold real numbers"
+            ", [n, columns] or [n, ..., channels], and not be empty"
         )
     return x
 

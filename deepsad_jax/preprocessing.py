@@ -17,6 +17,7 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from deepsad_jax import checks
 
@@ -266,15 +267,21 @@ class MinMax(Preprocessing):
     def _traced(self, x):
         kind = x.dtype
         wide = np.finfo(np.float64 if kind.itemsize == 8 else np.float32)
+        most = wide.max / 4
         # What the first number cannot say of the minimum, the second does.
-        low = np.clip(self._low, wide.min, wide.max).astype(wide.dtype)
-        rest = np.clip(self._low - low, wide.min, wide.max).astype(wide.dtype)
-        span = np.clip(self._span, wide.tiny, wide.max).astype(wide.dtype)
+        low = np.clip(self._low, -most, most).astype(wide.dtype)
+        rest = np.clip(self._low - low, -most, most).astype(wide.dtype)
+        span = np.clip(self._span, wide.tiny, most).astype(wide.dtype)
         if jnp.issubdtype(kind, jnp.integer) and kind.itemsize == 4:
             part = (x & 0xFFF).astype(wide.dtype)
-            x = (x - (x & 0xFFF)).astype(wide.dtype)  # 20 bits are left
-            return ((x - low) + (part - rest)) / span
-        return (((x.astype(wide.dtype) - low) - rest) / span).astype(jnp.float32)
+            x = (x - (x & 0xFFF)).astype(wide.dtype) - low  # 20 bits are left
+            rest = rest - part
+        else:
+            x = x.astype(wide.dtype) - low
+        if isinstance(rest, jax.Array) or rest.any():
+            # XLA would add up both constants first.
+            x = lax.optimization_barrier(x) - rest
+        return (x / span).astype(jnp.float32)
 
     def _check_shape(self, x, name, example_shape):
         super()._check_shape(x, name, example_shape)

@@ -1,4 +1,5 @@
 import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -59,4 +60,24 @@ def test_other_files_are_refused(tmp_path, header, message):
     path = tmp_path / "mine.mat"
     path.write_bytes(header)
     with pytest.raises(ValueError, match=message):
+        matlab.read(path)
+
+
+@pytest.mark.parametrize("declared", [16, 2**20])
+def test_compressed_parts_hold_what_they_declare(tmp_path, declared):
+    packed = zlib.compress(struct.pack("<II", 14, declared) + bytes(2**16))
+    path = tmp_path / "mine.mat"
+    header = b"MATLAB 5.0".ljust(124) + b"\x00\x01IM"
+    path.write_bytes(header + struct.pack("<II", 15, len(packed)) + packed)
+    with pytest.raises(ValueError, match="it is damaged|it ends too early"):
+        matlab.read(path)
+
+
+def test_checksums_of_compressed_parts_are_checked(tmp_path):
+    path = tmp_path / "mine.mat"
+    scipy.io.savemat(path, {"X": np.arange(99.0)}, do_compression=True)
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match="it is damaged"):
         matlab.read(path)

@@ -1,6 +1,8 @@
 import concurrent.futures
 import pathlib
 import threading
+import time
+import zipfile
 
 import numpy as np
 import pooch
@@ -8,7 +10,7 @@ import pytest
 import requests
 import scipy.io
 
-from deepsad_jax.data import sources
+from deepsad_jax.data import memory, sources
 
 ODDS_SHAPES = {  # rows, columns, outliers, as the ODDS library lists them
     "arrhythmia": (452, 274, 66),
@@ -167,7 +169,10 @@ X = np.random.default_rng(0).random((6, 3))
         (lambda p: write_npz(p, X=X, y=np.zeros(5)), "y has 5 entries for 6 examples"),
         (lambda p: write_npz(p, X=X, y=X[:, 0]), "y must hold integers"),
         (lambda p: write_npz(p, X=X[:0], y=np.zeros(0)), "not be empty"),
-        (lambda p: write_npz(p, X=np.array(["a"]), y=np.zeros(1)), "must hold numbers"),
+        (
+            lambda p: write_npz(p, X=np.array(["a"]), y=np.zeros(1)),
+            "must hold real numbers",
+        ),
         (
             lambda p: write_npz(p, X=np.full((2, 8, 8), 7.0), y=np.zeros(2)),
             "values from 7.0 to 7.0; they must be uint8",
@@ -219,3 +224,163 @@ def test_unknown_names_and_missing_files(tmp_path):
         sources.load(str(tmp_path / "mine.csv"))
     with pytest.raises(FileNotFoundError, match="folder .*nowhere does not exist"):
         sources.load("mnist", tmp_path / "nowhere")
+
+
+def read_csv(folder, text):
+    path = folder / "mine.csv"
+    path.write_bytes(text.encode() if isinstance(text, str) else text)
+    return sources.load(str(path))
+
+
+@pytest.mark.parametrize(
+    ("text", "label"),
+    [
+        ('"label","b","c"\n0,1,2\n1,3,4\n', "column 'label'"),
+        ('\ufeff"label","b","c"\n0,1,2\n1,3,4\n', "column 'label'"),
+        ("b; label ;c\n1;0;2\n3;1;4\n", "column 'label'"),
+        ("b\tc\tclass\n1\t2\t0\n\n3\t4\t1\n", "column 'class' (the last)"),
+        ('1, "2", 0\r\n3,4,1\r\n', "column 3 (the last)"),
+        ('"a, b","c\nd",Y\n1,2,0\n3,4,1\n', "column 'Y'"),
+    ],
+)
+def test_csv_dialects(tmp_path, text, label):
+    source = read_csv(tmp_path, text)
+    np.testing.assert_array_equal(source.x, [[1, 2], [3, 4]])
+    np.testing.assert_array_equal(source.labels, [0, 1])
+    assert source.label == label
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a,label\n1#x,0\n2,1\n", "line 2, column 1 'a' is '1#x', no number"),
+        ("a,label\n1,0\n\n,1\n", "line 4, column 1 'a' is empty"),
+        ("1,,0\n3,4,1\n", "line 1, column 2 is empty"),
+        ("a;label\n1,5;0\n2;1\n", "is '1,5', no number.* separated by a semicolon"),
+        ("a,label\n1,0\n2,1,3\n", "line 3 has 3 cells, not 2, separated by a comma"),
+        ("a|label\n1|0\n2|1\n", "single column.* separator a comma, semicolon or tab"),
+        ("a,label\n1,0\n2,1\n".encode("utf-16"), "encoded in UTF-16; save it in UTF-8"),
+        ("a,label\n1,0\n2,\xe91\n".encode("latin-1"), "line 3 has a byte 0xe9.*UTF-8"),
+        ('a,label\n1,0\n"2,1\n', "unexpected end of data"),
+        ("a,label\n1,1\n2,0\n3,-1\n", "column 'label' holds 1, 0 and -1.*semi_targets"),
+    ],
+)
+def test_csv_files_are_refused_by_line_and_column(tmp_path, text, message):
+    with pytest.raises(ValueError, match=message):
+        read_csv(tmp_path, text)
+
+
+def test_bad_cells_far_down_are_located(tmp_path):
+    lines = ["a,b,label"] + ["1,2,0"] * 9999
+    lines[7000] = "1,x,0"
+    with pytest.raises(ValueError, match="line 7001, column 2 'b' is 'x', no number"):
+        read_csv(tmp_path, "\n".join(lines))
+
+
+def test_wide_integers_of_csv_files_are_exact(tmp_path):
+    source = read_csv(tmp_path, f"a,label\n{2**60 + 1},0\n{2**60 + 2},1\n")
+    assert source.x.tolist() == [[2**60 + 1], [2**60 + 2]]
+    with pytest.warns(UserWarning, match="column 1 has numbers beyond 2.53"):
+        read_csv(tmp_path, f"a,b,label\n{2**60 + 1},0.5,0\n{2**60 + 2},1,1\n")
+
+
+def test_an_index_without_a_name_is_told_of(tmp_path):
+    with pytest.warns(
+        UserWarning, match="first column has no name and counts the rows"
+    ):
+        read_csv(tmp_path, ",a,label\n0,5,0\n1,7,0\n2,6,1\n")
+
+
+def test_large_csv_files_are_read_in_seconds(tmp_path):
+    table = np.random.default_rng(0).random((100_000, 10)).round(6)
+    table[:, -1] = table[:, -1] > 0.5
+    path = tmp_path / "mine.csv"
+    np.savetxt(path, table, delimiter=",", fmt="%.6g")
+    start = time.perf_counter()
+    source = sources.load(str(path))
+    assert time.perf_counter() - start < 10  # about 0.5
+    np.testing.assert_array_equal(source.x, table[:, :-1])
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".mat"])
+def test_files_that_unpack_to_more_than_the_memory_are_refused_unread(
+    tmp_path, monkeypatch, suffix
+):
+    path = tmp_path / f"mine{suffix}"
+    x, y = np.zeros((2**18, 8)), np.zeros(2**18)
+    if suffix == ".npz":
+        np.savez_compressed(path, X=x, y=y)
+    else:
+        scipy.io.savemat(path, {"X": x, "y": y}, do_compression=True)
+    assert path.stat().st_size < 2**20
+    sources.load(str(path))
+    monkeypatch.setattr(memory, "available", lambda: 2**23)
+    with pytest.raises(
+        ValueError, match=r"would take 0.01\d+ GiB.* 0.00781 GiB are free"
+    ):
+        sources.load(str(path))
+
+
+def test_arrays_shorter_than_they_say_are_refused(tmp_path):
+    path = tmp_path / "mine.npz"
+    np.savez(path, X=X, y=np.zeros(6))
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    members["X.npy"] = members["X.npy"].replace(b"(6, 3)", b"(1099511627776, 3)", 1)
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    with pytest.raises(ValueError, match="X.npy is shorter than its shape|header"):
+        sources.load(str(path))
+
+
+def test_three_kinds_of_labels_are_no_three_classes():
+    source = sources.Source(X, [1, 0, -1, 0, 0, 0])
+    with pytest.raises(ValueError, match="1, 0 and -1, which are no three classes"):
+        sources.checked(source)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"x": X + 1j},
+            "x has shape .* and dtype complex128; it must hold real numbers",
+        ),
+        ({"x": X > 0.5}, "dtype bool; it must hold real numbers"),
+        ({"x": np.ma.masked_less(X, 0.5)}, r"x has \d+ masked values; fill or remove"),
+        (
+            {"labels": np.ma.masked_equal([0, 0, 0, 1, 1, 1], 1)},
+            "labels has 3 masked values",
+        ),
+        ({"labels": [0, 1, None, 0, 1, 0]}, "must hold integers.* dtype object"),
+        ({"labels": [0, 1, np.nan, 0, 1, 0]}, "has nan .of row 2; 1 in all"),
+        (
+            {
+                "x_test": X,
+                "labels_test": np.zeros(6),
+                "semi_targets": [True] + [False] * 5,
+            },
+            "semi_targets holds booleans.* give 1 known normal, 0 unlabeled, -1 known",
+        ),
+    ],
+)
+def test_arrays_that_are_not_what_they_seem(changes, message):
+    source = sources.Source(X, np.zeros(6, int))._replace(**changes)
+    with pytest.raises(ValueError, match=message):
+        sources.checked(source)
+
+
+def test_series_are_told_from_grey_images_by_their_name(tmp_path):
+    path = tmp_path / "mine.npz"
+    x, y = np.random.default_rng(0).normal(size=(6, 20, 3)), np.arange(6) % 2
+    np.savez(path, X=x, y=y)
+    with pytest.raises(ValueError, match="grey images X.*series_train, series_test or"):
+        sources.load(str(path))
+    np.savez(path, series=x, y=y)
+    assert sources.load(str(path)).x.shape == (6, 20, 3)
+    np.savez(path, series_train=x, y_train=y, series_test=x, y_test=y)
+    assert sources.load(str(path)).x_test.shape == (6, 20, 3)
+    np.savez(path, series=x[0], y=y)
+    with pytest.raises(ValueError, match="series have shape|y has 6 entries|must be"):
+        sources.load(str(path))

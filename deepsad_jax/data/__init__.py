@@ -1,2 +1,2 @@
-"""Data: `sources` reads raw arrays, `scenario` makes a semi-supervised problem of
+"""Data: `sources` reads raw arrays, `protocol` makes a semi-supervised problem of
 them."""

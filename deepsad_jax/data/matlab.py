@@ -12,6 +12,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from deepsad_jax.data import memory
+
 _HEADER = 128  # bytes
 _MATRIX, _COMPRESSED = 14, 15
 # Types of elements, and classes of arrays; cells, structures, text and sparse arrays
@@ -27,7 +29,8 @@ def read(path: str | os.PathLike) -> dict[str, np.ndarray]:
     """The real, dense, numeric arrays of a file; other variables are left out.
 
     Raises:
-        ValueError: if the file is damaged or of another version.
+        ValueError: if the file is damaged, of another version, or declares more than
+            the memory holds.
     """
     data = pathlib.Path(path).read_bytes()
     order = {b"IM": "<", b"MI": ">"}.get(data[_HEADER - 2 : _HEADER])
@@ -37,15 +40,31 @@ def read(path: str | os.PathLike) -> dict[str, np.ndarray]:
     if version != 0x0100:
         raise ValueError(f"it is a MATLAB file of version {version:#x}, not 5")
     try:
-        return dict(_variables(data[_HEADER:], order))
+        return dict(_variables(memoryview(data)[_HEADER:], order, [0]))
     except (struct.error, zlib.error, IndexError) as error:
         raise ValueError("it is damaged") from error
 
 
-def _variables(data: bytes, order: str) -> Iterator[tuple[str, np.ndarray]]:
+def _variables(
+    data: memoryview, order: str, taken: list[int]
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Names and arrays; `taken[0]` counts the bytes that they declare."""
+
+    def take(size):
+        taken[0] += size
+        memory.check(taken[0])
+
     for kind, content in _elements(data, order):
         if kind == _COMPRESSED:
-            yield from _variables(zlib.decompress(content), order)
+            unpacker = zlib.decompressobj()
+            start = unpacker.decompress(content, 8)
+            (size,) = struct.unpack_from(f"{order}I", start, 4)
+            take(size)
+            rest = unpacker.decompress(unpacker.unconsumed_tail, size + 1)
+            if len(rest) > size or not unpacker.eof:  # at its end, a checksum
+                raise ValueError("it is damaged")
+            content = start + rest
+            yield from _variables(memoryview(content), order, taken)
         elif kind == _MATRIX:
             parts = list(_elements(content, order))
             (flags,) = struct.unpack(f"{order}I", parts[0][1][:4])
@@ -53,11 +72,13 @@ def _variables(data: bytes, order: str) -> Iterator[tuple[str, np.ndarray]]:
                 shape, name, values = (_numbers(part, order) for part in parts[1:4])
                 if shape.min() < 0:
                     raise ValueError("it has an array of negative size")
-                array = values.astype(_CLASSES[flags & 0xFF])
+                class_ = np.dtype(_CLASSES[flags & 0xFF])
+                take(values.size * class_.itemsize)
+                array = values.astype(class_)
                 yield name.tobytes().decode("ascii"), array.reshape(shape, order="F")
 
 
-def _elements(data: bytes, order: str) -> Iterator[tuple[int, bytes]]:
+def _elements(data: memoryview, order: str) -> Iterator[tuple[int, memoryview]]:
     """Types and contents: eight bytes of type and size before, or four if small."""
     start = 0
     while start < len(data):
@@ -75,7 +96,7 @@ def _elements(data: bytes, order: str) -> Iterator[tuple[int, bytes]]:
         start += padded
 
 
-def _numbers(element: tuple[int, bytes], order: str) -> np.ndarray:
+def _numbers(element: tuple[int, memoryview], order: str) -> np.ndarray:
     kind, content = element
     if kind not in _TYPES:
         raise ValueError(f"it has numbers of an unknown type {kind}")

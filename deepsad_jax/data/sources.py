@@ -9,12 +9,12 @@ all of them, so nothing is downloaded where the data are at hand.
 
 import os
 import pathlib
-import zipfile
 from typing import NamedTuple
 
 import numpy as np
 
-from deepsad_jax.data import matlab, tfds_images
+from deepsad_jax import checks, labels
+from deepsad_jax.data import files, tfds_images
 
 
 class Source(NamedTuple):
@@ -22,12 +22,15 @@ class Source(NamedTuple):
 
     Attributes:
         x: examples, `[n, columns]` for tables, `[n, height, width, channels]` for
-            images (uint8, or floating in [0, 1]).
+            images, `[n, time, channels]` for series.
         labels: classes, `[n]` integers; 0 normal and 1 anomaly for tables. None if
             `semi_targets` are given.
         x_test: test examples, or None where the scenario has to split.
         labels_test: their classes.
-        semi_targets: +1, 0 or -1 for each of `x`, where an expert has labelled them.
+        semi_targets: +1, 0 or -1 for each of `x`, where an expert has labeled them.
+        label: what the labels are called where they come from, in words.
+        series: whether arrays of rank 3 are series; `[n, height, width]` otherwise,
+            which are grey images, uint8 or floating in [0, 1].
     """
 
     x: np.ndarray
@@ -35,6 +38,8 @@ class Source(NamedTuple):
     x_test: np.ndarray | None = None
     labels_test: np.ndarray | None = None
     semi_targets: np.ndarray | None = None
+    label: str = ""
+    series: bool = False
 
 
 EMBEDDED = ("digits", "breast_cancer")
@@ -76,19 +81,12 @@ ODDS = {
     ),
 }
 NAMES = (*EMBEDDED, *IMAGES, *ODDS)
-SUFFIXES = (".npz", ".mat", ".csv")
-# What to do about a file that cannot be read.
-_DAMAGED = "it may be incomplete or not what its name says: get it again"
-_ADVICE = {
-    ".npz": _DAMAGED,
-    ".mat": f"{_DAMAGED}, or save it by save -v7",
-    ".csv": "every cell must be a number, the label included",
-}
+SUFFIXES = tuple(files.READERS)
 # What the arrays are called, in the library and in files.
 _FIELDS = Source(*Source._fields)
 _SPLIT = Source("x_train", "y_train", "x_test", "y_test", "semi_targets")
 _WHOLE = Source("X", "y")
-_MEANINGS = {1: "known normal", 0: "unlabelled", -1: "known anomaly"}
+_SERIES = {"x_train": "series_train", "x_test": "series_test", "X": "series"}
 
 
 def load(
@@ -127,10 +125,10 @@ def load(
     if name in EMBEDDED:
         return _embedded(name)
     if name in IMAGES:
-        x, labels, x_test, labels_test = tfds_images.load(
+        x, classes, x_test, classes_test = tfds_images.load(
             name, data_dir, download=download
         )
-        return Source(x, labels, x_test, labels_test)
+        return Source(x, classes, x_test, classes_test, label="the class")
     return read_file(_download(name, data_dir, download))
 
 
@@ -138,60 +136,55 @@ def read_file(path: str | os.PathLike) -> Source:
     """Reads a data set from a file.
 
     * `.npz`: arrays `x_train`, `y_train`, `x_test`, `y_test`; or `X` and `y`, to be
-      split; or `x_train`, `semi_targets` (+1 known normal, 0 unlabelled, -1 known
+      split; or `x_train`, `semi_targets` (+1 known normal, 0 unlabeled, -1 known
       anomaly), `x_test`, `y_test` (0 normal, 1 anomaly), where labels are your own.
-    * `.mat` (version 5, which is up to -v7): `X` and `y`, dense and numeric.
-    * `.csv`: numbers, optionally under a line of names; the label is the column named
-      `label`, else `y`, else the last.
+      Series `[n, time, channels]` are called `series_train`, `series_test` or `series`
+      instead of `x_train`, `x_test` or `X`; under those names, `[n, height, width]`
+      are grey images.
+    * `.mat` (version 5, which is up to -v7): the same, dense and numeric.
+    * `.csv`: numbers, separated by commas, semicolons or tabs, optionally under a line
+      of names; the label is the column named `label`, else `y`, else the last.
 
     Raises:
         FileNotFoundError: if there is no such file.
         ValueError: if it cannot be read or does not hold this.
     """
     path = pathlib.Path(path)
-    readers = {".npz": _read_npz, ".mat": matlab.read, ".csv": _read_csv}
-    if path.suffix not in readers:
-        raise ValueError(f"{path} must end in one of {', '.join(SUFFIXES)}")
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no file {path}")
-    try:
-        arrays = readers[path.suffix](path)
-    except Exception as error:  # the readers raise many kinds for damaged files
-        cause = " ".join(str(error).split()) or type(error).__name__
-        raise ValueError(
-            f"{path} cannot be read as {path.suffix} ({cause.rstrip('.')}); "
-            f"{_ADVICE[path.suffix]}"
-        ) from error
-    return _source(path, arrays)
-
-
-def _source(path: pathlib.Path, arrays: dict[str, np.ndarray]) -> Source:
+    arrays, label = files.read(path)
     found = {name.lower(): array for name, array in arrays.items()}
     if len(found) < len(arrays):
         raise ValueError(
             f"{path} holds {', '.join(arrays)}, some of which differ in upper and "
             "lower case alone; rename them"
         )
-    if {"x_train", "semi_targets", "x_test", "y_test"} <= found.keys():
-        names = _SPLIT
-        found["y_train"] = None
-    elif {"x_train", "y_train", "x_test", "y_test"} <= found.keys():
-        names = _SPLIT
-    elif {"x", "y"} <= found.keys():
-        names = _WHOLE
+    series = any(name in found for name in _SERIES.values())
+    renamed = _SERIES if series else {}
+    for names in (
+        _SPLIT._replace(labels=None),
+        _SPLIT._replace(semi_targets=None),
+        _WHOLE,
+    ):
+        names = Source(*(renamed.get(name, name) for name in names[:5]))
+        needed = [name.lower() for name in names[:5] if name]
+        if found.keys() >= set(needed):
+            break
     else:
         raise ValueError(
             f"{path} holds {', '.join(arrays) or 'nothing'}; it must hold X and y, or "
             "x_train, x_test and y_test with y_train or semi_targets"
         )
-    raw = Source(*(found.get((name or "").lower()) for name in names))
+    raw = Source(
+        *(found[name.lower()] if name else None for name in names[:5]),
+        label or names.labels or "semi_targets",
+        series,
+    )
     return checked(raw, str(path), names)
 
 
 def checked(source: Source, where: str = "the data", names: Source = _FIELDS) -> Source:
     """The same source, as NumPy arrays of which the rest of the library can be sure.
 
-    Values of tables are left to `scenario.make`, which scales them.
+    Values are left to `protocol.make`, which fits a preprocessing to them.
 
     Args:
         source: anything with arrays, or what NumPy makes arrays of.
@@ -201,23 +194,32 @@ def checked(source: Source, where: str = "the data", names: Source = _FIELDS) ->
     Raises:
         ValueError: if they are not as `Source` says, or do not fit each other.
     """
-    x = _examples(where, names.x, source.x)
+    x = _examples(where, names.x, source.x, source.series)
     if source.labels is None and source.semi_targets is None:
         raise ValueError(f"{where}: there must be {names.labels} or semi_targets")
-    labels = _labels(where, names.labels, source.labels, len(x))
-    semi_targets = _labels(
-        where, names.semi_targets, source.semi_targets, len(x), _MEANINGS
-    )
+    given = semi_targets = None
+    if source.labels is not None:
+        given = labels.integers(f"{where}: {names.labels}", source.labels, len(x))
+        if set(np.unique(given)) == {-1, 0, 1}:
+            raise ValueError(
+                f"{where}: {source.label or names.labels} holds 1, 0 and -1, which are "
+                "no three classes but labels of an expert (known normal, unlabeled, "
+                "known anomaly); give a .npz file with x_train, semi_targets, x_test "
+                "and y_test (0 normal, 1 anomaly), or number classes from 0"
+            )
+    if source.semi_targets is not None:
+        semi_targets = labels.check_semi_targets(
+            f"{where}: {names.semi_targets}", source.semi_targets, len(x)
+        )
     if source.x_test is None and semi_targets is None:
-        return Source(x, labels)
+        return source._replace(x=x, labels=given)
     if source.x_test is None or source.labels_test is None:
         raise ValueError(
             f"{where}: there must be test examples with labels, 0 normal and 1 anomaly"
         )
-    x_test = _examples(where, names.x_test, source.x_test)
-    labels_test = _labels(
-        where,
-        names.labels_test,
+    x_test = _examples(where, names.x_test, source.x_test, source.series)
+    labels_test = labels.integers(
+        f"{where}: {names.labels_test}",
         source.labels_test,
         len(x_test),
         None if semi_targets is None else {0: "normal", 1: "anomaly"},
@@ -227,101 +229,32 @@ def checked(source: Source, where: str = "the data", names: Source = _FIELDS) ->
             f"{where}: training examples have shape {x.shape[1:]}, but test "
             f"examples {x_test.shape[1:]}"
         )
-    return Source(x, labels, x_test, labels_test, semi_targets)
+    return source._replace(
+        x=x,
+        labels=given,
+        x_test=x_test,
+        labels_test=labels_test,
+        semi_targets=semi_targets,
+    )
 
 
-def _array(where, name, values) -> np.ndarray:
-    try:
-        return np.asarray(values)
-    except Exception as error:  # ragged lists, and whatever else is no array
-        raise ValueError(f"{where}: {name} is no array of numbers") from error
-
-
-def _examples(where, name, values) -> np.ndarray:
-    x = _array(where, name, values)
-    if x.ndim == 3:  # grey images
-        x = x[..., np.newaxis]
-    if x.ndim not in (2, 4) or not x.size or x.dtype.kind not in "iuf":
+def _examples(where: str, name: str, values, series: bool) -> np.ndarray:
+    x = checks.rows(values, f"{where}: {name}")
+    if series and x.ndim != 3:
         raise ValueError(
-            f"{where}: {name} has shape {x.shape} and dtype {x.dtype}; it must hold "
-            "numbers, [n, columns] or [n, height, width, channels], and not be empty"
+            f"{where}: the series {name} have shape {x.shape}; they must be [n, time, "
+            "channels]"
         )
-    if x.ndim == 4 and x.dtype != np.uint8:
-        low, high = x.min(), x.max()
+    if x.ndim == 3 and not series:
+        low, high = (0, 1) if x.dtype == np.uint8 else (x.min(), x.max())
         if not (low >= 0 and high <= 1):  # or NaN
             raise ValueError(
-                f"{where}: the images {name} have values from {low} to {high}; "
-                "they must be uint8, or floating in [0, 1]"
+                f"{where}: the grey images {name}, {list(x.shape)}, have values from "
+                f"{low} to {high}; they must be uint8, or floating in [0, 1] (series "
+                "[n, time, channels] are called series_train, series_test or series)"
             )
-        x = x.astype(np.float32, copy=False)
+        x = x[..., np.newaxis]
     return x
-
-
-def _labels(where, name, values, expected: int, meanings=None) -> np.ndarray | None:
-    if values is None:
-        return None
-    labels = _array(where, name, values)
-    if labels.size != expected or max(labels.shape, default=1) != expected:
-        shape = f" of shape {labels.shape}" if labels.ndim > 1 else ""
-        raise ValueError(
-            f"{where}: {name} has {labels.size} entries{shape} for {expected} examples"
-        )
-    labels = labels.reshape(-1)
-    if labels.dtype.kind not in "iufb":
-        raise ValueError(
-            f"{where}: {name} must hold integers, one for each example, but has dtype "
-            f"{labels.dtype}"
-        )
-    with np.errstate(invalid="ignore"):  # NaN, and what int64 does not hold
-        integers = labels.astype(np.int64)
-    strange = labels[integers != labels]
-    if len(strange):
-        raise ValueError(
-            f"{where}: {name} must hold integers, one for each example, but has "
-            f"{strange[0]}"
-        )
-    strange = np.setdiff1d(integers, list(meanings)) if meanings else []
-    if len(strange):
-        allowed = ", ".join(f"{value} {meaning}" for value, meaning in meanings.items())
-        raise ValueError(
-            f"{where}: {name} contains {strange[0]}; allowed are {allowed}"
-        )
-    return integers
-
-
-def _read_npz(path: pathlib.Path) -> dict[str, np.ndarray]:
-    if not zipfile.is_zipfile(path):
-        raise ValueError("it is no archive of arrays")
-    # Never unpickle: an object array could run code.
-    with np.load(path, allow_pickle=False) as content:
-        arrays = {name: content[name] for name in content.files}
-    # Members that are no .npy files come as bytes.
-    return {n: array for n, array in arrays.items() if isinstance(array, np.ndarray)}
-
-
-def _read_csv(path: pathlib.Path) -> dict[str, np.ndarray]:
-    with path.open(encoding="utf-8-sig") as file:
-        names = [name.strip() for name in file.readline().split(",")]
-        if not file.readline():
-            raise ValueError("it has less than two lines")
-    has_names = not all(_is_number(name) for name in names)
-    table = np.loadtxt(
-        path, delimiter=",", skiprows=int(has_names), ndmin=2, encoding="utf-8-sig"
-    )
-    names = [name.lower() for name in names]
-    label = next((name for name in ("label", "y") if name in names), None)
-    if names.count(label) > 1:
-        raise ValueError(f"it has {names.count(label)} columns {label}")
-    column = names.index(label) if label else table.shape[1] - 1
-    return {"x": np.delete(table, column, axis=1), "y": table[:, column]}
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
 
 
 def _embedded(name: str) -> Source:
@@ -330,10 +263,16 @@ def _embedded(name: str) -> Source:
     if name == "digits":
         content = sklearn.datasets.load_digits()
         images = (content.images / 16.0).astype(np.float32)
-        return Source(images[..., np.newaxis], content.target.astype(np.int64))
+        return Source(
+            images[..., np.newaxis],
+            content.target.astype(np.int64),
+            label="the digit",
+        )
     content = sklearn.datasets.load_breast_cancer()
     # There, 0 is malignant: the anomaly.
-    return Source(content.data, (content.target == 0).astype(np.int64))
+    return Source(
+        content.data, (content.target == 0).astype(np.int64), label="malignant"
+    )
 
 
 def _download(name: str, data_dir, download: bool) -> str:
@@ -342,7 +281,7 @@ def _download(name: str, data_dir, download: bool) -> str:
     url, sha256 = ODDS[name]
     folder = pathlib.Path(data_dir or pooch.os_cache("deepsad_jax"))
     path = folder / f"{name}{pathlib.PurePosixPath(url).suffix}"
-    advice = f"put a file {name}.mat into a folder and pass it as --config.data.dir"
+    advice = f"put a file {name}.mat into a folder and give it as data_dir"
     if not download:
         if not path.is_file():
             raise FileNotFoundError(

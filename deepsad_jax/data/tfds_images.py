@@ -78,8 +78,8 @@ def load(
 
 def _alternative(name: str) -> str:
     return (
-        f"put a file {name}.npz with x_train, y_train, x_test, y_test into the folder "
-        "given by --config.data.dir"
+        f"put a file {name}.npz with x_train, y_train, x_test, y_test into a folder "
+        "and give it as data_dir"
     )
 
 

@@ -1,22 +1,22 @@
 """The semi-supervised protocol of the paper (section 4.1): who is known, who is not.
 
 One class is normal and all others are anomalous. A training set is made of all normal
-training examples, some of them labelled, and as many anomalies, labelled or polluting
-the unlabelled, as the ratios ask for. The test set is kept whole.
+training examples, some of them labeled, and as many anomalies, labeled or polluting
+the unlabeled, as the ratios ask for. The test set is kept whole.
 """
 
 import dataclasses
 import numbers
+import warnings
 from typing import NamedTuple
 
 import numpy as np
 
+from deepsad_jax import labels as expert_labels
+from deepsad_jax import preprocessing
 from deepsad_jax.data import sources
 
 TEST_SHARE = 0.4
-# Test values further from a column's training minimum, in widths of its training part,
-# would overflow float32 once they are squared.
-_FARTHEST = 1e12
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,12 +25,12 @@ class Protocol:
 
     Attributes:
         normal_class: the class that is normal.
-        known_outlier_class: the class of the labelled anomalies.
-        n_known_outlier_classes: how many classes have labelled anomalies: 0, 1 (the one
+        known_outlier_class: the class of the labeled anomalies.
+        n_known_outlier_classes: how many classes have labeled anomalies: 0, 1 (the one
             above) or more (drawn at random by the seed).
-        ratio_known_normal: labelled normal examples, as a share of the training set.
-        ratio_known_outlier: labelled anomalies, as a share of the training set.
-        ratio_pollution: anomalies among the unlabelled, as a share of those.
+        ratio_known_normal: labeled normal examples, as a share of the training set.
+        ratio_known_outlier: labeled anomalies, as a share of the training set.
+        ratio_pollution: anomalies among the unlabeled, as a share of those.
     """
 
     normal_class: int = 0
@@ -79,17 +79,18 @@ class Counts(NamedTuple):
     known_outlier: int
 
 
-class Scenario(NamedTuple):
+class Problem(NamedTuple):
     """One semi-supervised problem.
 
     Attributes:
-        x_train: the training part, `[n, ...]`, of which `indices` are used.
+        x_train: the training part, raw, `[n, ...]`, of which `indices` are used.
         indices: rows of `x_train` that are trained on, `[n_train]` int64.
         semi_targets: +1, 0 or -1 for each of them, `[n_train]` int64.
-        x_test: the test set.
+        x_test: the test set, raw.
         labels_test: 0 normal, 1 anomaly, `[n_test]` int64.
         index_test: row of each test example in the source: in its test part, if it has
             one, else in the whole, `[n_test]` int64.
+        preprocessing: what suits the whole training part.
     """
 
     x_train: np.ndarray
@@ -98,19 +99,20 @@ class Scenario(NamedTuple):
     x_test: np.ndarray
     labels_test: np.ndarray
     index_test: np.ndarray
+    preprocessing: preprocessing.Preprocessing
 
 
 def counts(n_normal: int, protocol: Protocol) -> Counts:
     """How many examples the ratios ask for, given the normal ones.
 
-    With n the size of the training set, u unlabelled outliers and so on: all normal
+    With n the size of the training set, u unlabeled outliers and so on: all normal
     examples are used, known normal = ratio n, known outliers = ratio n, and
-    u = ratio (unlabelled). Fractions are dropped.
+    u = ratio (unlabeled). Fractions are dropped.
     """
     r_normal = protocol.ratio_known_normal
     r_outlier = protocol.ratio_known_outlier
     r_pollution = protocol.ratio_pollution
-    # Unknowns: known normal, unlabelled normal, unlabelled outliers, known outliers.
+    # Unknowns: known normal, unlabeled normal, unlabeled outliers, known outliers.
     equations = np.array(
         [
             [1.0, 1.0, 0.0, 0.0],
@@ -159,7 +161,7 @@ def draw(
     if number.known_outlier > len(candidates):
         raise ValueError(
             f"ratio_known_outlier {protocol.ratio_known_outlier} asks for "
-            f"{number.known_outlier} labelled anomalies, but the training set has "
+            f"{number.known_outlier} labeled anomalies, but the training set has "
             f"{len(candidates)} of the known outlier classes "
             f"{[int(c) for c in known_classes]}; lower the ratio"
         )
@@ -168,9 +170,9 @@ def draw(
     if number.unlabeled_outlier > len(rest):
         raise ValueError(
             f"ratio_pollution {protocol.ratio_pollution} asks for "
-            f"{number.unlabeled_outlier} unlabelled anomalies, but {len(rest)} are "
+            f"{number.unlabeled_outlier} unlabeled anomalies, but {len(rest)} are "
             f"left ({len(outliers)} in the training set, {len(known)} of them "
-            "labelled); lower the ratio"
+            "labeled); lower the ratio"
         )
     # Fractions dropped from both normal groups can leave one example over.
     unlabeled_normal = normal[number.known_normal :][: number.unlabeled_normal]
@@ -180,9 +182,23 @@ def draw(
         (rest[: number.unlabeled_outlier], 0),
         (known, -1),
     )
+    _warn_of_none(protocol, number)
     indices = np.concatenate([rows for rows, _ in groups])
     semi_targets = np.concatenate([np.full(len(rows), t) for rows, t in groups])
     return indices, semi_targets
+
+
+def _warn_of_none(protocol: Protocol, number: Counts) -> None:
+    for kind in ("normal", "outlier"):
+        ratio = getattr(protocol, f"ratio_known_{kind}")
+        if ratio > 0 and not getattr(number, f"known_{kind}"):
+            warnings.warn(
+                f"ratio_known_{kind} is {ratio}, which of {sum(number)} training "
+                f"examples is less than one: no known {kind} is drawn; raise the "
+                "ratio, or set it to 0",
+                UserWarning,
+                stacklevel=3,
+            )
 
 
 def _known_outlier_classes(labels, protocol, rng) -> np.ndarray:
@@ -214,13 +230,12 @@ def _known_outlier_classes(labels, protocol, rng) -> np.ndarray:
     return rng.choice(others, protocol.n_known_outlier_classes, replace=False)
 
 
-def make(source: sources.Source, protocol: Protocol, seed: int) -> Scenario:
-    """Splits, scales and draws.
+def make(source: sources.Source, protocol: Protocol, seed: int) -> Problem:
+    """Splits and draws.
 
-    Sources without a test part are split once, 60 to 40, stratified by class. Tables
-    are scaled to [0, 1] by the training part's minima and maxima. (Standardising first,
-    as the original does, would change nothing: min-max scaling undoes any affine map.)
-    Images stay as they are. A source with its own `semi_targets` is taken as it is.
+    Sources without a test part are split once, 60 to 40, stratified by class. A source
+    with its own `semi_targets` is taken as it is. Values stay raw; the preprocessing
+    that goes with them is fitted on the whole training part.
 
     Args:
         source: the data.
@@ -229,7 +244,7 @@ def make(source: sources.Source, protocol: Protocol, seed: int) -> Scenario:
 
     Raises:
         ValueError: as `draw` does, if the arrays do not fit together, a class is too
-            small to be split, or a table has values that are not finite or far off.
+            small to be split, or values are not finite or far off.
     """
     if not isinstance(seed, numbers.Integral) or not 0 <= seed < 2**32:
         raise ValueError(f"seed is {seed!r}; it must be an integer in [0, 2^32)")
@@ -253,9 +268,31 @@ def make(source: sources.Source, protocol: Protocol, seed: int) -> Scenario:
             f"ratio_pollution, or add examples of the normal class "
             f"{protocol.normal_class}"
         )
-    if x.ndim == 2:
-        x, x_test = _scale(x, x_test)
-    return Scenario(x, indices, semi_targets, x_test, labels_test, test)
+    kind = "table" if x.ndim == 2 else "examples"
+    scaling = preprocessing.auto(x, f"the training part of the {kind}")
+    scaling.check(x_test, f"the test part of the {kind}")
+    return Problem(x, indices, semi_targets, x_test, labels_test, test, scaling)
+
+
+def describe(source: sources.Source, protocol: Protocol) -> str:
+    """Which labels a source has, and what their values mean under a protocol.
+
+    Such as "column 'label': 0 normal (1655 rows), 1 anomaly (176 rows)".
+    """
+    if source.semi_targets is not None:
+        values, sizes = np.unique(np.asarray(source.semi_targets), return_counts=True)
+        meanings = [
+            expert_labels.MEANINGS.get(int(value), "unknown") for value in values
+        ]
+    else:
+        values, sizes = np.unique(np.asarray(source.labels), return_counts=True)
+        normal = values == protocol.normal_class
+        meanings = np.where(normal, "normal", "anomaly").tolist()
+    shown = [
+        f"{int(value)} {meaning} ({size} rows)"
+        for value, meaning, size in zip(values, meanings, sizes, strict=True)
+    ]
+    return f"{source.label or 'labels'}: {', '.join(shown)}"
 
 
 def _split(labels: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -278,37 +315,3 @@ def _split(labels: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
             "give a test part"
         ) from error
     return np.sort(train), np.sort(test)
-
-
-def _scale(x: np.ndarray, x_test: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    x, x_test = x.astype(np.float64), x_test.astype(np.float64)
-    for name, table in (("training", x), ("test", x_test)):
-        bad = ~np.isfinite(table)
-        if bad.any():
-            row, column = (int(i) for i in np.argwhere(bad)[0])
-            raise ValueError(
-                f"the {name} part of the table contains {table[row, column]} (row {row}"
-                f", column {column}; {bad.sum()} such values in all); remove or impute "
-                "them"
-            )
-    low, high = x.min(axis=0), x.max(axis=0)
-    with np.errstate(over="ignore"):
-        span = high - low
-    if not np.isfinite(span).all():
-        column = int(np.argmin(np.isfinite(span)))
-        raise ValueError(
-            f"column {column} of the table has values from {low[column]} to "
-            f"{high[column]}, too far apart for float64; rescale it"
-        )
-    span[span == 0] = 1.0  # a constant column carries nothing, and stays
-    with np.errstate(over="ignore"):
-        x, x_test = ((t - low) / span for t in (x, x_test))
-    far = ~(np.abs(x_test) <= _FARTHEST)
-    if far.any():
-        row, column = (int(i) for i in np.argwhere(far)[0])
-        raise ValueError(
-            f"the test part of the table has a value too far from the training part's, "
-            f"which are from {low[column]} to {high[column]} (row {row}, column "
-            f"{column}; {far.sum()} such values in all); clip or remove them"
-        )
-    return x.astype(np.float32), x_test.astype(np.float32)
