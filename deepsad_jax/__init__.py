@@ -1,7 +1,61 @@
 """Deep semi-supervised anomaly detection (Deep SAD) in JAX.
 
-Modules are imported one by one: `from deepsad_jax import losses` loads JAX and nothing
-heavier.
+    import deepsad_jax as sad
+
+    data = sad.training_set(x, semi_targets)     # +1 normal, 0 unlabeled, -1 anomaly
+    model, record = sad.fit(jax.random.key(0), data)
+    scores = sad.score(model, new_rows)          # higher = more anomalous
+
+Everything is reachable from here, and imported when it is first used.
 """
 
-__version__ = "0.1.0"
+import importlib
+import types
+from typing import Any
+
+__version__ = "0.2.0"
+
+# Names that come from inside a module; all other names are modules.
+_FROM = {
+    "fit": "detectors.deep_sad",
+    "semi_targets": "labels",
+    **dict.fromkeys(("Model", "embed", "load", "save", "score"), "model"),
+    **dict.fromkeys(("Stage", "training_set"), "training"),
+}
+_MODULES = (
+    "checkpoints",
+    "data",
+    "detectors",
+    "dual",
+    "epochs",
+    "generative",
+    "kernels",
+    "labels",
+    "layers",
+    "losses",
+    "metrics",
+    "model",
+    "modules",
+    "networks",
+    "objectives",
+    "parallel",
+    "preprocessing",
+    "selection",
+    "streams",
+    "torch_weights",
+    "training",
+    "values",
+)
+
+
+def __getattr__(name: str) -> types.ModuleType | Any:
+    if name in _FROM:
+        module = importlib.import_module(f"deepsad_jax.{_FROM[name]}")
+        return getattr(module, name)
+    if name in _MODULES:
+        return importlib.import_module(f"deepsad_jax.{name}")
+    raise AttributeError(f"deepsad_jax has no {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_FROM, *_MODULES])

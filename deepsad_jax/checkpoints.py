@@ -1,7 +1,8 @@
-"""Trained models, and the states of training that goes on, on disk through Orbax.
+"""Arrays on disk through Orbax: models, and the states of training that goes on.
 
-Either is a folder with `state` (arrays) and `meta` (JSON). Orbax writes it under a
-temporary name and renames it, so a folder of the right name is complete.
+Either is a folder with `state` (arrays) and `meta` (JSON with their checksum). Orbax
+writes it under a temporary name and renames it, so a folder of the right name is
+complete; it does not notice a flipped byte, the checksum does.
 """
 
 import logging
@@ -11,18 +12,15 @@ import re
 import shutil
 import time
 import zlib
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
-from deepsad_jax import deep_sad, networks, stages, training
 
-Model = deep_sad.Fitted | stages.Fitted
-
-
-def save_model(path: str | os.PathLike, fitted: Model) -> None:
-    """Writes a model, without its history, to a new folder.
+def write(path: str | os.PathLike, leaves: Sequence[Any], meta: dict) -> None:
+    """Writes arrays and JSON to a new folder.
 
     Raises:
         FileExistsError: if the folder exists.
@@ -33,58 +31,61 @@ def save_model(path: str | os.PathLike, fitted: Model) -> None:
     path = pathlib.Path(path).absolute()
     if path.exists():
         raise FileExistsError(f"{path} exists; a model is never overwritten")
-    if isinstance(fitted, deep_sad.Fitted):
-        method, names = "deep_sad", ("encoder", "center", "autoencoder", "radius")
-    else:
-        method, names = fitted.method, ("params", "model_state")
-    state = {name: getattr(fitted, name) for name in names}
-    state = {name: value for name, value in state.items() if value is not None}
-    meta = {"method": method, "network": _network_meta(fitted.network)}
-    args = ocp.args.Composite(
-        state=ocp.args.StandardSave(jax.device_get(state)),
-        meta=ocp.args.JsonSave(meta),
-    )
     try:
         with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
-            checkpointer.save(path, args=args)
+            checkpointer.save(path, args=_content(leaves, meta))
     except Exception as error:  # Orbax raises many kinds for a full disk, too
         for left in path.parent.glob(f"{path.name}.orbax-checkpoint-tmp*"):
             shutil.rmtree(left, ignore_errors=True)
-        raise OSError(
-            f"the model {path} cannot be written: {_reason(error)}"
-        ) from error
+        raise OSError(f"{path} cannot be written: {reason(error)}") from error
 
 
-def load_model(path: str | os.PathLike) -> Model:
-    """Reads what `save_model` has written.
+def read(path: str | os.PathLike) -> tuple[Any, dict[str, Any]]:
+    """Reads what `write` has written: arrays and JSON.
 
     Raises:
         FileNotFoundError: if there is no such folder.
-        ValueError: if it does not hold a model.
+        ValueError: if it is not complete, or its checksum is wrong.
     """
-    import orbax.checkpoint as ocp
-
     path = pathlib.Path(path).absolute()
     if not path.is_dir():
-        raise FileNotFoundError(f"there is no model folder {path}")
+        raise FileNotFoundError(f"there is no folder {path}")
     try:
-        with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
-            content = checkpointer.restore(
-                path,
-                args=ocp.args.Composite(
-                    state=ocp.args.StandardRestore(), meta=ocp.args.JsonRestore()
-                ),
-            )
-        state = jax.tree.map(np.asarray, content["state"])
-        network = _network(content["meta"]["network"])
-        method = content["meta"].get("method", "deep_sad")
-        records = {"history": {}, "seconds": {}, "network": network}
-        if method != "deep_sad":
-            return stages.Fitted(**state, **records, method=method)
-        state.setdefault("autoencoder", None)
-        return deep_sad.Fitted(**state, **records)
+        return _read(path)
     except Exception as error:  # Orbax raises many kinds for damaged files
-        raise ValueError(f"{path} does not hold a complete model: {error}") from error
+        raise ValueError(f"{path} is not complete: {reason(error)}") from error
+
+
+def _content(leaves, meta):
+    import orbax.checkpoint as ocp
+
+    leaves = [np.asarray(leaf) for leaf in jax.device_get(list(leaves))]
+    state = {str(i): leaf for i, leaf in enumerate(leaves)}
+    meta = {**meta, "leaves": len(leaves), "crc32": _checksum(leaves)}
+    return ocp.args.Composite(
+        # Orbax refuses to save nothing.
+        state=ocp.args.StandardSave(state or {"none": np.zeros(1)}),
+        meta=ocp.args.JsonSave(meta),
+    )
+
+
+def _read(folder):
+    import orbax.checkpoint as ocp
+
+    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+        content = checkpointer.restore(
+            folder,
+            args=ocp.args.Composite(
+                state=ocp.args.StandardRestore(), meta=ocp.args.JsonRestore()
+            ),
+        )
+    state, meta = content["state"], content["meta"]
+    if "leaves" not in meta:  # of version 0.1, which had no checksum of models
+        return jax.tree.map(np.asarray, state), meta
+    leaves = [np.asarray(state[str(i)]) for i in range(meta["leaves"])]
+    if _checksum(leaves) != meta["crc32"]:
+        raise ValueError("its checksum is wrong")
+    return leaves, meta
 
 
 class Interrupted(Exception):
@@ -125,40 +126,43 @@ class Keeper:
         self.is_training = False
 
     def restore(
-        self, stage: str, like: training.TrainState, key: jax.Array
-    ) -> tuple[int, float, training.TrainState] | None:
+        self, stage: str, like: Any, key: jax.Array, epochs: int
+    ) -> tuple[int, float, Any, dict[str, np.ndarray]] | None:
         """The newest whole checkpoint of a stage; damaged ones are put aside.
 
         Args:
             stage: name of the stage.
             like: a state of the shapes that are expected.
             key: random key of the stage.
+            epochs: how many the stage has.
 
         Returns:
-            Epochs done, seconds they took and the state; None if there is none.
+            Epochs done, seconds they took, the state and the history; None if there is
+            no checkpoint.
         """
         self._last_epoch, self._last_time = 0, time.monotonic()
         self.is_training, found = False, None
         for epoch in sorted(self._saved(stage), reverse=True):
             folder = self._path / stage / str(epoch)
             try:
-                state, meta = _read(folder, like)
-                if meta["key"] != _numbers(key):
+                leaves, meta = _read(folder)
+                if meta.get("key") != _numbers(key):
                     raise ValueError("it belongs to another random key")
-                found = epoch, float(meta["seconds"]), state
+                state, history = _state_of(leaves, meta, like, epochs)
+                found = epoch, float(meta["seconds"]), state, history
             except Exception as error:  # Orbax raises many kinds for damaged files
                 aside = self._path / f"unused-{stage}-{epoch}-{time.time_ns()}"
                 folder.rename(aside)
                 logging.getLogger(__name__).warning(
                     "the checkpoint %s cannot be used (%s); moved to %s, the one "
                     "before it is taken, if there is one",
-                    *(folder, _reason(error), aside),
+                    *(folder, reason(error), aside),
                 )
                 continue
             self._last_epoch = epoch
             break
         # A stage that is finished, or has no epochs, will not be offered.
-        self.is_training = self._last_epoch < len(like.history["loss"])
+        self.is_training = self._last_epoch < epochs
         return found
 
     def offer(
@@ -166,7 +170,8 @@ class Keeper:
         stage: str,
         epoch: int,
         seconds: float,
-        state: training.TrainState,
+        state: Any,
+        history: dict[str, np.ndarray],
         key: jax.Array,
         *,
         last: bool,
@@ -177,7 +182,8 @@ class Keeper:
             stage, key: as for `restore`.
             epoch: epochs done.
             seconds: time they took.
-            state: the state.
+            state: any pytree of arrays.
+            history: metrics of each epoch.
             last: whether these are all epochs of the stage.
 
         Raises:
@@ -191,21 +197,15 @@ class Keeper:
         )
         if not (is_due or last or self._stops):
             return
-        import orbax.checkpoint as ocp
-
-        state = jax.device_get(state)
-        meta = {"key": _numbers(key), "seconds": seconds, "crc32": _checksum(state)}
+        names = sorted(history)
+        leaves = [*jax.tree.leaves(state), *(history[name] for name in names)]
+        meta = {"key": _numbers(key), "seconds": seconds, "history": names}
         try:
-            self._open(stage).save(
-                epoch,
-                args=ocp.args.Composite(
-                    state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta)
-                ),
-            )
+            self._open(stage).save(epoch, args=_content(leaves, meta))
         except Exception as error:  # of this one, or of one before in the background
             raise OSError(
                 f"the checkpoint {self._path / stage / str(epoch)} cannot be written: "
-                f"{_reason(error)}"
+                f"{reason(error)}"
             ) from error
         self._last_epoch, self._last_time = epoch, now
         self.is_training = not last
@@ -238,7 +238,7 @@ class Keeper:
                 manager.close()
             except Exception as error:
                 raise OSError(
-                    f"a checkpoint in {self._path} cannot be written: {_reason(error)}"
+                    f"a checkpoint in {self._path} cannot be written: {reason(error)}"
                 ) from error
 
     def discard(self) -> None:
@@ -263,31 +263,25 @@ class Keeper:
         return self._manager
 
 
-def _read(folder: pathlib.Path, like: Any) -> tuple[Any, dict[str, Any]]:
-    import orbax.checkpoint as ocp
-
-    target = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), like)
-    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
-        content = checkpointer.restore(
-            folder,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardRestore(target), meta=ocp.args.JsonRestore()
-            ),
-        )
-    state = jax.tree.map(np.asarray, content["state"])
-    # Orbax does not insist on the shapes that it is given.
-    if [leaf.shape for leaf in jax.tree.leaves(state)] != [
-        leaf.shape for leaf in jax.tree.leaves(target)
-    ]:
+def _state_of(leaves, meta, like, epochs):
+    """State and history from the arrays of a checkpoint."""
+    if not isinstance(leaves, list):
+        raise ValueError("it is of another version")
+    names, expected = meta["history"], jax.tree.leaves(like)
+    state, series = leaves[: len(expected)], leaves[len(expected) :]
+    shapes = [leaf.shape for leaf in expected]
+    if [leaf.shape for leaf in state] != shapes or len(series) != len(names):
         raise ValueError("it belongs to another fit: its arrays have other shapes")
-    if _checksum(state) != content["meta"]["crc32"]:
-        raise ValueError("its checksum is wrong")
-    return state, content["meta"]
+    history = dict(zip(names, map(np.array, series), strict=True))
+    if any(values.shape[-1] != epochs for values in history.values()):
+        raise ValueError("it belongs to a stage with another number of epochs")
+    return jax.tree.unflatten(jax.tree.structure(like), state), history
 
 
-def _checksum(state: Any) -> int:
+def _checksum(leaves: Sequence[np.ndarray]) -> int:
     checksum = 0
-    for leaf in jax.tree.leaves(state):
+    for leaf in leaves:
+        checksum = zlib.crc32(f"{leaf.shape}{leaf.dtype}".encode(), checksum)
         checksum = zlib.crc32(np.ascontiguousarray(leaf), checksum)
     return checksum
 
@@ -296,32 +290,9 @@ def _numbers(key: jax.Array) -> list[int]:
     return np.asarray(jax.random.key_data(key)).ravel().tolist()
 
 
-def _reason(error: Exception) -> str:
+def reason(error: Exception) -> str:
     """Why, in a few words: those of TensorStore hold whole configurations."""
     text = " ".join(str(error).split())
     if code := re.search(r"os_error_code='(\d+)'", text):
         return os.strerror(int(code[1]))
-    return text[:200]
-
-
-def _network_meta(network) -> str | dict:
-    if isinstance(network, str):
-        return network
-    if isinstance(network, networks.MLPArchitecture):
-        return {
-            "input_shape": list(network.input_shape),
-            "hidden": list(network.hidden),
-            "rep_dim": network.rep_dim,
-        }
-    raise ValueError(
-        "a LeNet that is not in networks.ARCHITECTURES cannot be saved by name; "
-        "register it there"
-    )
-
-
-def _network(meta: str | dict) -> str | networks.Architecture:
-    if isinstance(meta, str):
-        return meta
-    return networks.MLPArchitecture(
-        tuple(meta["input_shape"]), tuple(meta["hidden"]), meta["rep_dim"]
-    )
+    return text[:200] or type(error).__name__

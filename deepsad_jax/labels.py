@@ -33,15 +33,21 @@ def check_semi_targets(
         ValueError: if they are anything else, booleans included.
     """
     labels = integers(name, values, expected, MEANINGS)
-    if warn and (labels == 1).any() and not (labels == -1).any():
-        warnings.warn(
-            f"{name} has {int((labels == 1).sum())} times 1 and no -1: here, 1 means "
-            "known normal and -1 known anomaly, while other libraries write 1 for an "
-            f"anomaly; if that is meant, give -np.asarray({name}) instead",
-            UserWarning,
-            stacklevel=3,
-        )
+    if warn:
+        warn_of_ones(name, (labels == 1).any(), (labels == -1).any())
     return labels.astype(np.int8)
+
+
+def warn_of_ones(name: str, has_ones: bool, has_anomalies: bool) -> None:
+    """Warns of 1 without any -1, which elsewhere means anomalies."""
+    if has_ones and not has_anomalies:
+        warnings.warn(
+            f"{name} has 1 and no -1: here, 1 means known normal and -1 known anomaly, "
+            "while other libraries write 1 for an anomaly; if that is meant, give "
+            f"-np.asarray({name}) instead",
+            UserWarning,
+            stacklevel=4,
+        )
 
 
 def semi_targets(labels: Any, *, normal: Any = (), anomaly: Any = ()) -> np.ndarray:

@@ -18,6 +18,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.extend import core
 
 from deepsad_jax import fast_cpu, parallel
 
@@ -135,7 +136,7 @@ _POOL: contextvars.ContextVar[_Pool | None] = contextvars.ContextVar(
 
 
 def _this_trace() -> Any:
-    return jax.core.get_opaque_trace_state(convention="flax")
+    return core.get_opaque_trace_state(convention="flax")
 
 
 def _draw(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:

@@ -3,29 +3,33 @@
 Every function here takes arrays and returns one number per example, so that the caller
 decides how to reduce, mask or weight. All compose with `jax.jit`, `jax.vmap` and
 `jax.grad`. The losses on embeddings and scores have finite gradients for all finite
-input; the Gaussian terms as long as exp(log_var) and exp(-log_var) are finite. This
-module imports JAX alone.
+input; the Gaussian terms as long as exp(log_var) and exp(-log_var) are finite. Numbers
+narrower than float32 are widened first. This module imports JAX alone.
 
-Two conventions to know:
+Three conventions to know:
 
 * distances are *squared* Euclidean distances, without a factor 1/2;
-* `semi_targets` are +1 for known normal, 0 for unlabelled and -1 for known anomalies.
+* `semi_targets` are +1 for known normal, 0 for unlabeled and -1 for known anomalies;
+  another value is refused or, where it is traced and cannot be seen, gives NaN;
+* hyper-parameters are checked where they are Python or NumPy numbers.
 """
 
 import math
+import numbers
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 _LOG_2PI = math.log(2.0 * math.pi)
 
 
 def squared_distance(embeddings: jax.Array, center: jax.Array) -> jax.Array:
-    r"""Squared Euclidean distance to the centre, \|z - c\|^2: the anomaly score.
+    r"""Squared Euclidean distance to the center, \|z - c\|^2: the anomaly score.
 
     Args:
         embeddings: encoder outputs, floating, `[..., rep_dim]`.
-        center: hypersphere centre, `[rep_dim]`.
+        center: hypersphere center, `[rep_dim]`.
 
     Returns:
         Distances, >= 0, `[...]`. Higher means more anomalous.
@@ -37,7 +41,7 @@ def squared_distance(embeddings: jax.Array, center: jax.Array) -> jax.Array:
     Array([25.], dtype=float32)
     """
     _check_last_axis(embeddings, center)
-    return jnp.sum(jnp.square(embeddings - center), axis=-1)
+    return jnp.sum(jnp.square(_wide(embeddings) - center), axis=-1)
 
 
 def reconstruction_error(
@@ -65,7 +69,7 @@ def reconstruction_error(
     >>> reconstruction_error(jnp.array([[0.0, 1.0]]), jnp.array([[1.0, 1.0]]))
     Array([0.5], dtype=float32)
     """
-    x, reconstruction = jnp.asarray(x), jnp.asarray(reconstruction)
+    x, reconstruction = _wide(x), _wide(reconstruction)
     if x.shape != reconstruction.shape:
         raise ValueError(
             f"reconstruction has shape {reconstruction.shape}, "
@@ -83,33 +87,34 @@ def deep_sad_loss(
     eta: float = 1.0,
     epsilon: float = 1e-6,
 ) -> jax.Array:
-    r"""Deep SAD loss of each example: d if unlabelled, eta (d + epsilon)^y if labelled.
+    r"""Deep SAD loss of each example: d if unlabeled, eta (d + epsilon)^y if labeled.
 
     With d = \|z - c\|^2 and y the semi-supervised target. The mean over a batch is the
     data term of Ruff et al., "Deep Semi-Supervised Anomaly Detection", ICLR 2020, eq.
     7. Labelled anomalies (y = -1) pay the inverse distance, so they are pushed away
-    from the centre; epsilon bounds that loss by eta / epsilon and keeps its gradient
+    from the center; epsilon bounds that loss by eta / epsilon and keeps its gradient
     finite.
 
     Args:
         embeddings: encoder outputs, floating, `[..., rep_dim]`.
-        semi_targets: +1 known normal, 0 unlabelled, -1 known anomaly, `[...]`.
-        center: hypersphere centre, `[rep_dim]`.
-        eta: weight of the labelled examples, > 0.
-        epsilon: added to the distance of labelled examples, > 0.
+        semi_targets: +1 known normal, 0 unlabeled, -1 known anomaly, `[...]`.
+        center: hypersphere center, `[rep_dim]`.
+        eta: weight of the labeled examples, > 0.
+        epsilon: added to the distance of labeled examples, at least 1e-12: the gradient
+            of a smaller one is no float32 number.
 
     Returns:
         Losses, >= 0, `[...]`.
 
     Raises:
-        ValueError: if shapes disagree, or eta or epsilon is a number that is not > 0.
+        ValueError: if shapes disagree, or eta, epsilon or a target is not allowed.
 
     >>> z = jnp.array([[2.0], [2.0], [2.0]])
     >>> deep_sad_loss(z, jnp.array([0, 1, -1]), jnp.zeros(1), eta=0.5).round(3)
     Array([4.   , 2.   , 0.125], dtype=float32)
     """
     _check_positive("eta", eta)
-    _check_positive("epsilon", epsilon)
+    _check_epsilon(epsilon)
     _check_semi_targets(semi_targets, embeddings)
     distance = squared_distance(embeddings, center)
     # The three cases are written out: the gradient of a power with respect to its
@@ -125,7 +130,7 @@ def one_class_loss(embeddings: jax.Array, center: jax.Array) -> jax.Array:
 
     Args:
         embeddings: encoder outputs, `[..., rep_dim]`.
-        center: hypersphere centre, `[rep_dim]`.
+        center: hypersphere center, `[rep_dim]`.
 
     Returns:
         Losses, >= 0, `[...]`.
@@ -144,7 +149,7 @@ def soft_boundary_loss(
 
     Args:
         embeddings: encoder outputs, `[..., rep_dim]`.
-        center: hypersphere centre, `[rep_dim]`.
+        center: hypersphere center, `[rep_dim]`.
         radius: radius R (not its square) of the hypersphere, >= 0, scalar.
         nu: trade-off, an upper bound on the share of examples outside, in (0, 1].
 
@@ -158,8 +163,7 @@ def soft_boundary_loss(
     >>> soft_boundary_loss(z, jnp.zeros(1), jnp.array(2.0), nu=0.5)
     Array([ 4., 14.], dtype=float32)
     """
-    _check_positive("nu", nu)
-    if isinstance(nu, (int, float)) and nu > 1:
+    if isinstance(nu, numbers.Real) and not 0 < nu <= 1:
         raise ValueError(f"nu is {nu}; it must be in (0, 1]")
     squared_radius = jnp.square(radius)
     excess = squared_distance(embeddings, center) - squared_radius
@@ -176,29 +180,30 @@ def hypersphere_loss(
 ) -> jax.Array:
     r"""Hypersphere classification: cross-entropy of the probability exp(-h) of normal.
 
-    With the pseudo-Huber distance h = sqrt(\|z - c\|^2 + 1) - 1: h for unlabelled
+    With the pseudo-Huber distance h = sqrt(\|z - c\|^2 + 1) - 1: h for unlabeled
     examples, eta h for known normal ones and -eta log(1 - exp(-h)) for known anomalies.
     Ruff et al., "Rethinking Assumptions in Deep Anomaly Detection", 2021, eq. 3 and 4.
 
     Args:
         embeddings: encoder outputs, floating, `[..., rep_dim]`.
-        semi_targets: +1 known normal, 0 unlabelled, -1 known anomaly, `[...]`.
-        center: hypersphere centre, `[rep_dim]`; the publication's is the origin.
-        eta: weight of the labelled examples, > 0.
-        epsilon: added to h of known anomalies, > 0; bounds their loss and its gradient.
+        semi_targets: +1 known normal, 0 unlabeled, -1 known anomaly, `[...]`.
+        center: hypersphere center, `[rep_dim]`; the publication's is the origin.
+        eta: weight of the labeled examples, > 0.
+        epsilon: added to h of known anomalies, at least 1e-12; bounds their loss and
+            its gradient.
 
     Returns:
         Losses, >= 0, `[...]`.
 
     Raises:
-        ValueError: if shapes disagree, or eta or epsilon is a number that is not > 0.
+        ValueError: if shapes disagree, or eta, epsilon or a target is not allowed.
 
     >>> z = jnp.array([[0.0], [jnp.sqrt(3.0)], [jnp.sqrt(3.0)]])
     >>> hypersphere_loss(z, jnp.array([0, 1, -1]), jnp.zeros(1)).round(4)
     Array([0.    , 1.    , 0.4587], dtype=float32)
     """
     _check_positive("eta", eta)
-    _check_positive("epsilon", epsilon)
+    _check_epsilon(epsilon)
     _check_semi_targets(semi_targets, embeddings)
     distance = squared_distance(embeddings, center)
     # sqrt(d + 1) - 1 without cancellation for small d, nor inf / inf for huge ones.
@@ -224,14 +229,14 @@ def deviation_loss(
     """Deviation loss: scores of normal examples near the prior's mean, others above.
 
     With the deviation d = (score - mean) / std from a Gaussian prior of normal scores:
-    |d| for unlabelled, eta |d| for known normal examples and eta max(0, margin - d) for
+    |d| for unlabeled, eta |d| for known normal examples and eta max(0, margin - d) for
     known anomalies. Pang et al., "Deep Anomaly Detection with Deviation Networks", KDD
     2019, eq. 6 and 7; there the moments of the prior are those of a sample of it.
 
     Args:
         scores: anomaly scores, higher = more anomalous, floating, `[...]`.
-        semi_targets: +1 known normal, 0 unlabelled, -1 known anomaly, `[...]`.
-        eta: weight of the labelled examples, > 0; the publication's is 1.
+        semi_targets: +1 known normal, 0 unlabeled, -1 known anomaly, `[...]`.
+        eta: weight of the labeled examples, > 0; the publication's is 1.
         mean: of the prior.
         std: standard deviation of the prior, > 0.
         margin: how many standard deviations anomalies shall lie above the mean, > 0.
@@ -248,7 +253,7 @@ def deviation_loss(
     for name, value in (("eta", eta), ("std", std), ("margin", margin)):
         _check_positive(name, value)
     _check_equal_shapes("scores", scores, semi_targets)
-    deviation = (scores - mean) / std
+    deviation = (_wide(scores) - mean) / std
     normal = jnp.abs(deviation)
     anomalous = jnp.maximum(margin - deviation, 0.0)
     return _by_label(semi_targets, normal, eta * normal, eta * anomalous)
@@ -257,12 +262,12 @@ def deviation_loss(
 def classification_loss(logits: jax.Array, semi_targets: jax.Array) -> jax.Array:
     """Binary cross-entropy of known anomalies against all other examples.
 
-    Unlabelled examples count as normal, since most of them are: the supervised baseline
+    Unlabeled examples count as normal, since most of them are: the supervised baseline
     of Ruff et al., "Deep Semi-Supervised Anomaly Detection", ICLR 2020, section 4.
 
     Args:
         logits: log-odds of being an anomaly, floating, `[...]`.
-        semi_targets: +1 known normal, 0 unlabelled, -1 known anomaly, `[...]`.
+        semi_targets: +1 known normal, 0 unlabeled, -1 known anomaly, `[...]`.
 
     Returns:
         Losses, >= 0, `[...]`.
@@ -274,7 +279,9 @@ def classification_loss(logits: jax.Array, semi_targets: jax.Array) -> jax.Array
     Array([0.6931, 0.6931, 0.6931], dtype=float32)
     """
     _check_equal_shapes("logits", logits, semi_targets)
-    return jax.nn.softplus(jnp.where(jnp.asarray(semi_targets) < 0, -logits, logits))
+    logits = _wide(logits)
+    normal = jax.nn.softplus(logits)
+    return _by_label(semi_targets, normal, normal, jax.nn.softplus(-logits))
 
 
 def bernoulli_log_likelihood(x: jax.Array, logits: jax.Array) -> jax.Array:
@@ -372,15 +379,15 @@ def m2_loss(
 ) -> jax.Array:
     """Loss of the generative model M2, for classes 0 normal and 1 anomalous.
 
-    A labelled example of class y pays -bound(x, y) - alpha log q(y | x), an unlabelled
+    A labeled example of class y pays -bound(x, y) - alpha log q(y | x), an unlabeled
     one -(sum over y of q(y | x) bound(x, y)) - entropy of q(y | x): Kingma et al.,
     "Semi-supervised Learning with Deep Generative Models", NIPS 2014, eq. 6, 7 and 9.
 
     Args:
         bounds: lower bounds of log p(x, y), `[..., 2]`.
         log_q: log-probabilities of the classes given x, `[..., 2]`.
-        semi_targets: +1 known normal, 0 unlabelled, -1 known anomaly, `[...]`.
-        alpha: weight of the classification of labelled examples, >= 0.
+        semi_targets: +1 known normal, 0 unlabeled, -1 known anomaly, `[...]`.
+        alpha: weight of the classification of labeled examples, >= 0.
 
     Returns:
         Losses, `[...]`; `balanced` takes their means over the two groups.
@@ -392,8 +399,8 @@ def m2_loss(
     >>> m2_loss(bounds, log_q, jnp.array([0, -1]), alpha=0.0).round(1)
     Array([3.3, 5. ], dtype=float32)
     """
-    if isinstance(alpha, (int, float)) and not alpha >= 0:
-        raise ValueError(f"alpha is {alpha}; it must be >= 0")
+    if isinstance(alpha, numbers.Real) and not 0 <= alpha < math.inf:
+        raise ValueError(f"alpha is {alpha}; it must be >= 0 and finite")
     shapes = (*jnp.shape(semi_targets), 2)
     for name, values in (("bounds", bounds), ("log_q", log_q)):
         if jnp.shape(values) != shapes:
@@ -401,22 +408,28 @@ def m2_loss(
                 f"{name} has shape {jnp.shape(values)}, but semi_targets of shape "
                 f"{shapes[:-1]} need {shapes}"
             )
-    labelled = -bounds - alpha * log_q
-    unlabelled = -jnp.sum(jnp.exp(log_q) * (bounds - log_q), axis=-1)
-    return _by_label(semi_targets, unlabelled, labelled[..., 0], labelled[..., 1])
+    labeled = -bounds - alpha * log_q
+    unlabeled = -jnp.sum(jnp.exp(log_q) * (bounds - log_q), axis=-1)
+    return _by_label(semi_targets, unlabeled, labeled[..., 0], labeled[..., 1])
+
+
+def label_counts(semi_targets: jax.Array) -> jax.Array:
+    """How many targets are unlabeled and how many are labeled, `[2]` float32."""
+    labeled = (jnp.asarray(semi_targets) != 0).astype(jnp.float32)
+    return jnp.stack([jnp.sum(1.0 - labeled), jnp.sum(labeled)])
 
 
 def balanced(
-    losses: jax.Array, semi_targets: jax.Array, *, axis_name: str | None = None
+    losses: jax.Array, semi_targets: jax.Array, *, counts: jax.Array | None = None
 ) -> jax.Array:
-    """Losses weighted so that their mean is mean over labelled + mean over unlabelled.
+    """Losses weighted so that their mean is mean over labeled + mean over unlabeled.
 
-    A batch without labelled, or without unlabelled examples contributes 0 for these.
+    A batch without labeled, or without unlabeled examples contributes 0 for these.
 
     Args:
         losses: one for each example of a batch, `[batch]`.
-        semi_targets: 0 for unlabelled, +1 or -1 for labelled examples, `[batch]`.
-        axis_name: the mapped axis over which a batch is split, if it is.
+        semi_targets: 0 for unlabeled, +1 or -1 for labeled examples, `[batch]`.
+        counts: `label_counts` of the whole batch, where this is a part of one.
 
     Returns:
         Weighted losses, `[batch]`.
@@ -428,27 +441,25 @@ def balanced(
     7.5
     """
     _check_equal_shapes("losses", losses, semi_targets)
-    labelled = (jnp.asarray(semi_targets) != 0).astype(losses.dtype)
-    counts = jnp.stack([jnp.sum(1 - labelled), jnp.sum(labelled)])
-    if axis_name is not None:
-        counts = jax.lax.psum(counts, axis_name)
+    counts = label_counts(semi_targets) if counts is None else counts
     weights = jnp.sum(counts) / jnp.maximum(counts, 1.0)
-    return losses * jnp.where(labelled > 0, weights[1], weights[0])
+    labeled = jnp.asarray(semi_targets) != 0
+    return losses * jnp.where(labeled, weights[1], weights[0])
 
 
 def clamp_center(center: jax.Array, *, minimum: float = 0.1) -> jax.Array:
-    """Moves the components of a centre that are too close to zero away from it.
+    """Moves the components of a center that are too close to zero away from it.
 
     A component near zero can be matched by zero weights, so the network could collapse
     to a constant. Components of magnitude under `minimum` become +-`minimum`, keeping
     their sign; an exact zero becomes +`minimum`.
 
     Args:
-        center: hypersphere centre, `[..., rep_dim]`.
+        center: hypersphere center, `[..., rep_dim]`.
         minimum: smallest magnitude left, >= 0.
 
     Returns:
-        The clamped centre, of the same shape.
+        The clamped center, of the same shape.
 
     >>> clamp_center(jnp.array([-0.02, 0.0, 0.5]))
     Array([-0.1,  0.1,  0.5], dtype=float32)
@@ -482,13 +493,32 @@ def _check_equal_shapes(name: str, values: jax.Array, semi_targets: jax.Array) -
         )
 
 
-def _by_label(semi_targets, unlabelled, normal, anomalous) -> jax.Array:
+def _by_label(semi_targets, unlabeled, normal, anomalous) -> jax.Array:
+    if not isinstance(semi_targets, jax.core.Tracer):
+        targets = np.ravel(semi_targets)
+        strange = targets[~np.isin(targets, (-1, 0, 1))]
+        if len(strange):
+            raise ValueError(
+                f"semi_targets contains {strange[0]}; allowed are +1 (known normal), 0 "
+                "(unlabeled) and -1 (known anomaly)"
+            )
     semi_targets = jnp.asarray(semi_targets)
-    labelled = jnp.where(semi_targets > 0, normal, anomalous)
-    return jnp.where(semi_targets == 0, unlabelled, labelled)
+    other = jnp.where(semi_targets == -1, anomalous, jnp.nan)
+    labeled = jnp.where(semi_targets == 1, normal, other)
+    return jnp.where(semi_targets == 0, unlabeled, labeled)
+
+
+def _wide(x: jax.typing.ArrayLike) -> jax.Array:
+    x = jnp.asarray(x)
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 def _check_positive(name: str, value: float) -> None:
-    # Traced values cannot be inspected; they are the caller's responsibility.
-    if isinstance(value, (int, float)) and not value > 0:
-        raise ValueError(f"{name} is {value}; it must be > 0")
+    # Traced values cannot be looked at; they are the caller's responsibility.
+    if isinstance(value, numbers.Real) and not 0 < value < math.inf:
+        raise ValueError(f"{name} is {value}; it must be > 0 and finite")
+
+
+def _check_epsilon(epsilon: float) -> None:
+    if isinstance(epsilon, numbers.Real) and not 1e-12 <= epsilon < math.inf:
+        raise ValueError(f"epsilon is {epsilon}; it must be at least 1e-12 and finite")

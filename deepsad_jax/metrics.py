@@ -1,19 +1,136 @@
-"""How well scores tell anomalies from normal examples: scikit-learn's measures.
+"""Measures: what training records of its epochs, and how well scores tell anomalies.
 
-Scores are higher for what is more anomalous; labels are 0 normal and 1 anomaly.
+`Mean` and `Moments` accumulate over batches and devices. They are pytrees whose zeros
+stand for no batch; an objective may return any class of that kind, with `merge` and
+`compute`, and training does the rest.
 """
 
 import math
+from typing import NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+from jax import lax
+
+from deepsad_jax import parallel
+
+GROUPS = {"normal": 1, "unlabelled": 0, "anomaly": -1}
+
+
+class Mean(NamedTuple):
+    """The mean of numbers: their sum and how many they are, float32 scalars."""
+
+    total: jax.Array
+    count: jax.Array
+
+    @classmethod
+    def of(cls, values: jax.Array) -> "Mean":
+        """Of an array of this device's share of a batch."""
+        total = jnp.sum(values, dtype=jnp.float32)
+        return cls(*parallel.total((total, jnp.float32(jnp.size(values)))))
+
+    def merge(self, other: "Mean") -> "Mean":
+        return Mean(self.total + other.total, self.count + other.count)
+
+    def compute(self) -> jax.Array:
+        return self.total / self.count
+
+
+class Moments(NamedTuple):
+    """Count, mean and scatter of z - c for each of `GROUPS`, float32.
+
+    Section 3 of Ruff et al., "Deep Semi-Supervised Anomaly Detection", ICLR 2020, reads
+    Deep SAD as a principle of information: embeddings of normal data shall have low
+    entropy, those of anomalies high entropy. Embeddings of covariance S in d dimensions
+    have at most the entropy of a Gaussian, 1/2 log((2 pi e)^d det S) (eq. 8 and 9); log
+    det S in turn is at most d log(tr(S) / d), that of the isotropic Gaussian as wide.
+
+    Attributes:
+        count: `[3]`.
+        mean: `[3, rep_dim]`, 0 for an empty group.
+        scatter: sum of (z - c - mean)(z - c - mean)^T, `[3, rep_dim, rep_dim]`.
+    """
+
+    count: jax.Array
+    mean: jax.Array
+    scatter: jax.Array
+
+    @classmethod
+    def of(
+        cls, embeddings: jax.Array, semi_targets: jax.Array, center: jax.Array
+    ) -> "Moments":
+        """Of this device's share of a batch.
+
+        Args:
+            embeddings: encoder outputs, `[share, rep_dim]`.
+            semi_targets: +1 known normal, 0 unlabeled, -1 known anomaly, `[share]`.
+            center: hypersphere center, `[rep_dim]`.
+        """
+        z = (embeddings - center).astype(jnp.float32)
+        kinds = jnp.asarray(list(GROUPS.values()))
+        members = (jnp.asarray(semi_targets) == kinds[:, None]).astype(jnp.float32)
+        exact = {"precision": lax.Precision.HIGHEST}
+        sums = (jnp.sum(members, axis=1), jnp.matmul(members, z, **exact))
+        count, sums = parallel.total(sums)
+        mean = sums / jnp.maximum(count, 1.0)[:, None]
+        apart = members[:, :, None] * (z - mean[:, None])
+        scatter = jnp.einsum("gni,gnj->gij", apart, apart, **exact)
+        return cls(count, mean, parallel.total(scatter))
+
+    def merge(self, other: "Moments") -> "Moments":
+        """Of the examples of both, without the cancellation of plain sums.
+
+        Chan, Golub and LeVeque, "Updating Formulae and a Pairwise Algorithm for
+        Computing Sample Variances", 1979.
+        """
+        count = self.count + other.count
+        share = other.count / jnp.maximum(count, 1.0)
+        step = other.mean - self.mean
+        between = (self.count * share)[:, None, None] * (
+            step[:, :, None] * step[:, None, :]
+        )
+        mean = self.mean + share[:, None] * step
+        return Moments(count, mean, self.scatter + other.scatter + between)
+
+    def compute(self) -> dict[str, jax.Array]:
+        """Distances and log-determinants of each group.
+
+        Returns:
+            Scalars for each of `GROUPS`: `distance_GROUP`, the mean squared distance to
+            the center; `log_det_GROUP`, log det(S + 1e-6 tr(S) I) of the covariance S,
+            where the multiple of the identity keeps collapsed directions finite; and
+            `isotropic_GROUP`, d log(tr(S) / d), which bounds log det S. NaN for an
+            empty group, these two for a single example, and log det also for a group of
+            no more than d examples, whose S is singular.
+        """
+        count, mean, scatter = self
+        rep_dim = mean.shape[1]
+        covariance = scatter / count[:, None, None]
+        spread = jnp.trace(covariance, axis1=1, axis2=2)
+        ridge = 1e-6 * spread[:, None, None] * jnp.eye(rep_dim)
+        factor = jnp.linalg.cholesky(covariance + ridge)
+        diagonal = jnp.diagonal(factor, axis1=1, axis2=2)
+        log_det = 2.0 * jnp.sum(jnp.log(diagonal), axis=1)
+        isotropic = rep_dim * jnp.log(spread / rep_dim)
+        quantities = {
+            "distance": spread + jnp.sum(jnp.square(mean), axis=1),
+            "log_det": jnp.where(count > rep_dim, log_det, jnp.nan),
+            "isotropic": jnp.where(count > 1, isotropic, jnp.nan),
+        }
+        return {
+            f"{name}_{group}": values[i]
+            for name, values in quantities.items()
+            for i, group in enumerate(GROUPS)
+        }
 
 
 def auroc(labels: np.ndarray, scores: np.ndarray) -> float:
-    """Area under the ROC curve, in [0, 1].
+    """Area under the ROC curve, in [0, 1], by scikit-learn.
 
     Args:
-        labels: 0 or 1, `[n]`.
-        scores: `[n]`, finite.
+        labels: 0 normal, 1 anomaly, `[n]`.
+        scores: higher = more anomalous, `[n]`, finite.
 
     Returns:
         The area; NaN if all labels are equal, since it is not defined then.

@@ -14,8 +14,7 @@ statistics of the batch. They compute in their `dtype`; parameters, statistics a
 outputs are float32. `slope` is that of the leaky ReLUs: 0.01 in the published code, 0.1
 in the paper's text. Variables of an autoencoder are `{"params", "batch_stats"}`, each
 with the subtrees `encoder` and `decoder`; `encoder_variables` takes the encoder's part.
-Weights are initialized as PyTorch does by default, because the published
-hyper-parameters were chosen with it.
+Initial weights are PyTorch's, with which the published options were chosen.
 """
 
 import dataclasses
@@ -41,6 +40,11 @@ class Pair(NamedTuple):
     def autoencoder(self) -> "Autoencoder":
         """The one followed by the other."""
         return Autoencoder(self.encoder, self.decoder)
+
+    def clone(self, **fields: Any) -> "Pair":
+        """With other values of fields that both have, such as `slope` or `dtype`."""
+        encoder, decoder = self.encoder.clone(**fields), self.decoder.clone(**fields)
+        return Pair(encoder, decoder, self.input_shape)
 
 
 class Autoencoder(nn.Module):
@@ -70,9 +74,10 @@ class MLPEncoder(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        first = "hidden1" if self.hidden else "code"
-        kernel = self.variables.get("params", {}).get(first, {}).get("kernel")
-        _check_input(x, (x.shape[-1] if kernel is None else kernel.shape[0],))
+        layer = self.variables.get("params", {}).get(
+            "hidden1" if self.hidden else "code"
+        )
+        _check_input(x, layer["kernel"].shape[:1] if layer else x.shape[-1:])
         x = _dense_blocks(self, x, self.hidden, train)
         return _dense(self, self.rep_dim, "code")(x).astype(jnp.float32)
 
@@ -226,14 +231,13 @@ class ConvDecoder(nn.Module):
 
     @nn.compact
     def __call__(self, embeddings: jax.Array, train: bool) -> jax.Array:
-        *sizes, channels = self.input_shape
-        maps = [tuple(sizes)]
+        maps = [self.input_shape[:-1]]
         for _ in self.features:
-            maps.append(tuple(layers.halved(size) for size in maps[-1]))
+            maps.append(tuple(map(layers.halved, maps[-1])))
         width = math.prod(maps[-1]) * self.features[-1]
         x = _dense_blocks(self, embeddings.astype(self.dtype), (width,), train)
         x = x.reshape(x.shape[0], *maps[-1], self.features[-1])
-        outputs = (channels, *self.features[:-1])[::-1]
+        outputs = (self.input_shape[-1], *self.features[:-1])[::-1]
         for i, (sizes, features) in enumerate(zip(maps[-2::-1], outputs, strict=True)):
             if i > 0:
                 x = layers.BatchNorm(train, name=f"conv_bn{i}")(x)
@@ -255,11 +259,8 @@ def mlp_for_table(columns: int, *, dtype: Any = jnp.float32) -> Pair:
         raise ValueError(f"columns is {columns}; it must be at least 1")
     hidden = (128, 64) if columns > 100 else (32, 16)
     rep_dim = hidden[-1] // 2 if columns > 8 else 4
-    return Pair(
-        MLPEncoder(hidden, rep_dim, dtype=dtype),
-        MLPDecoder(hidden[::-1], columns, dtype=dtype),
-        (columns,),
-    )
+    decoder = MLPDecoder(hidden[::-1], columns)
+    return Pair(MLPEncoder(hidden, rep_dim), decoder, (columns,)).clone(dtype=dtype)
 
 
 _DIGITS, _MNIST, _CIFAR = (8, 8, 1), (28, 28, 1), (32, 32, 3)
@@ -306,8 +307,7 @@ def pair(name: str, *, dtype: Any = jnp.float32) -> Pair:
         raise ValueError(
             f"network is {name!r}; it must be one of {', '.join(PAPER)}, or a module"
         )
-    encoder, decoder, input_shape = PAPER[name]
-    return Pair(encoder.clone(dtype=dtype), decoder.clone(dtype=dtype), input_shape)
+    return PAPER[name].clone(dtype=dtype)
 
 
 def build_autoencoder(name: str, *, dtype: Any = jnp.float32) -> Autoencoder:
@@ -332,10 +332,10 @@ def for_shape(shape: tuple[int, ...], dtype: Any = jnp.float32) -> Pair:
         ValueError: if the rank is another, or an axis is empty.
     """
     shape = tuple(int(size) for size in shape)
-    if not 1 <= len(shape) <= 4 or min(shape) < 1:
+    if not 1 <= len(shape) <= 4 or min(shape, default=0) < 1:
         raise ValueError(
-            f"examples have shape {shape}; it must be (columns,) or 1 to 3 sizes "
-            "and channels, each at least 1"
+            f"examples have shape {shape}; it must be (columns,) or 1 to 3 sizes and "
+            "channels, each at least 1"
         )
     if len(shape) == 1:
         return mlp_for_table(shape[0], dtype=dtype)
@@ -348,12 +348,10 @@ def for_shape(shape: tuple[int, ...], dtype: Any = jnp.float32) -> Pair:
     features = tuple(min(16 * 2**i, 64) for i in range(halvings))
     numbers = math.prod(shape)
     rep_dim = 32 if numbers <= 1024 else 64 if numbers <= 4096 else 128
-    options = {"kernel": 5 if len(shape) == 2 else 3, "dtype": dtype}
-    return Pair(
-        ConvEncoder(shape, features, rep_dim, **options),
-        ConvDecoder(shape, features, **options),
-        shape,
-    )
+    kernel = 5 if len(shape) == 2 else 3
+    encoder = ConvEncoder(shape, features, rep_dim, kernel)
+    decoder = ConvDecoder(shape, features, kernel)
+    return Pair(encoder, decoder, shape).clone(dtype=dtype)
 
 
 def encoder_variables(variables: dict[str, Any]) -> dict[str, Any]:
@@ -368,9 +366,7 @@ def parameter_count(params: Any) -> int:
 
 def _dense(module: nn.Module, features: int, name: str) -> nn.Dense:
     init = getattr(module, "dense_init", layers.PYTORCH)
-    return nn.Dense(
-        features, use_bias=False, dtype=module.dtype, kernel_init=init, name=name
-    )
+    return nn.Dense(features, False, module.dtype, kernel_init=init, name=name)
 
 
 def _dense_blocks(module, x, hidden, train):

@@ -1,10 +1,11 @@
-"""How a function of one run is executed: step by step or in a loop, once or many times.
+"""Plans: one run, a batch shared by several devices, or many runs at once.
 
-The rest of the library writes every computation for *one* run on *one* device. An
-`Execution` says what is made of it: `jit` alone, `vmap` over many runs, `pmap` over
-devices that share the batches of one run (data parallel), or `pmap` over devices that
-each train their share of many runs (run parallel). This is the one module that names
-`jax.pmap`, so that replacing it stays a change of one file.
+Everything else is written for *one* run on *one* device. A plan says what is made of
+it: `jit` alone, `pmap` over devices that share the batches of a run (data parallel), or
+`pmap` and `vmap` over many runs (run parallel). This is the one module that names
+`jax.pmap` and its axis. A layer or an objective that needs a sum, a mean or all rows of
+the whole batch calls `total`, `mean` or `gather`, which look across the devices that
+share it and do nothing where there is one.
 
 Several processes: after `jax.distributed.initialize`, `jax.device_count()` devices
 share the batches of a run; every process passes the same arguments and gets the same
@@ -20,34 +21,68 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
-AXIS_NAME = "data"
+PyTree = Any
+# Of the devices that share a batch; a name that nobody else gives to an axis.
+AXIS = "devices_that_share_a_batch"
+
+
+def shares() -> int:
+    """How many devices share the batch: known while a function is traced, else 1."""
+    try:
+        return lax.axis_size(AXIS)
+    except NameError:
+        return 1
+
+
+def rank() -> jax.typing.ArrayLike:
+    """Which of the devices that share the batch this one is."""
+    return 0 if shares() == 1 else lax.axis_index(AXIS)
+
+
+def total(tree: PyTree) -> PyTree:
+    """The sum over the devices that share the batch."""
+    return tree if shares() == 1 else lax.psum(tree, AXIS)
+
+
+def mean(tree: PyTree) -> PyTree:
+    """The mean over the devices that share the batch, whose shares are equal."""
+    return tree if shares() == 1 else lax.pmean(tree, AXIS)
+
+
+def gather(x: jax.Array) -> jax.Array:
+    """The rows of the whole batch, from this device's `[share, ...]`."""
+    return x if shares() == 1 else lax.all_gather(x, AXIS, tiled=True)
+
+
+def own_share(x: jax.Array, axis: int = 0) -> jax.Array:
+    """This device's rows of an array that has those of the whole batch."""
+    if shares() == 1:
+        return x
+    size = x.shape[axis] // shares()
+    return lax.dynamic_slice_in_dim(x, rank() * size, size, axis)
 
 
 @dataclasses.dataclass(frozen=True)
-class Execution:
-    """How functions written for one run are compiled.
+class Plan:
+    """How functions written for one run are compiled: `one`, `split_batch` or `many`.
 
     Attributes:
-        per_step: whether training calls one compiled step for each batch, instead of
-            one compiled loop over many epochs.
+        devices: number of devices, each taking an equal share of the batch or, with
+            `many`, of the runs. Without `many`, over all processes.
         many: whether arguments carry leading axes of runs; `stack` makes them.
         together: with `many`, whether the runs of a device are computed side by side
             (`vmap`) or one after the other, in the same program.
         shared_inputs: with `many`, whether all runs read the same inputs `x`.
-        devices: number of devices, each taking an equal share of the batch or, with
-            `many`, of the runs. Without `many`, over all processes.
     """
 
-    per_step: bool = False
+    devices: int = 1
     many: bool = False
     together: bool = True
     shared_inputs: bool = True
-    devices: int = 1
 
     def __post_init__(self):
-        if self.per_step and self.many:
-            raise ValueError("many runs train in one loop: per_step must be False")
         available = jax.local_device_count() if self.many else jax.device_count()
         if not 1 <= self.devices <= available:
             raise ValueError(
@@ -61,130 +96,170 @@ class Execution:
             )
 
     @property
-    def axis_name(self) -> str | None:
-        """The axis over which a batch is split, or None if it is not."""
-        return AXIS_NAME if self.devices > 1 and not self.many else None
+    def share(self) -> int:
+        """Number of devices that share each batch."""
+        return 1 if self.many else self.devices
 
     def compile(
-        self, function: Callable, in_axes: Any, donate: tuple[int, ...] = ()
+        self,
+        function: Callable,
+        in_axes: Any = 0,
+        *,
+        donate: tuple[int, ...] = (),
+        split: int | None = None,
+        options: dict[str, Any] | None = None,
     ) -> Callable:
-        """Compiles a function of one run.
+        """Compiles a function of one run; keep what it returns.
 
         Args:
-            function: takes and returns pytrees of arrays, positional.
+            function: takes and returns pytrees of arrays, positional. What devices that
+                share a batch return must be the same on each.
             in_axes: as for `jax.vmap`: 0 for what each run has of its own, None for
-                what all runs share. Without `many` it says nothing.
+                what all runs share. It matters to many runs alone.
             donate: arguments whose memory may be reused for the result.
-
-        Returns:
-            The compiled function; the same one for the same arguments.
+            split: the argument that holds the rows of a batch, which are then split
+                over the devices that share it; None where the function takes its
+                `own_share` by itself.
+            options: XLA's, of a program on one device.
         """
-        return _compile(self, function, in_axes, donate)
+        if self.many:
+            if not self.together:
+                function = jax.custom_batching.sequential_vmap(function)
+            function = jax.vmap(function, in_axes=in_axes)
+            # pmap even for one device, so that the axes are those of `stack`.
+            devices = jax.local_devices()[: self.devices]
+            return jax.pmap(
+                function, in_axes=in_axes, donate_argnums=donate, devices=devices
+            )
+        if self.devices == 1:
+            return jax.jit(function, donate_argnums=donate, compiler_options=options)
+        return _data_parallel(function, self.devices, split)
 
 
-@functools.lru_cache(maxsize=256)
-def _compile(execution, function, in_axes, donate):
-    if execution.many:
-        if not execution.together:
-            function = jax.custom_batching.sequential_vmap(function)
-        function = jax.vmap(function, in_axes=in_axes)
-        # pmap even for one device, so that the axes are those of `stack` in any case.
-        devices = jax.local_devices()[: execution.devices]
-        return jax.pmap(
-            function, in_axes=in_axes, donate_argnums=donate, devices=devices
-        )
-    if execution.devices == 1:
-        options = _threaded_convolutions() if execution.per_step else None
-        return jax.jit(function, donate_argnums=donate, compiler_options=options)
-    return _data_parallel(execution, function, donate)
-
-
-@functools.cache
-def _threaded_convolutions() -> dict[str, str] | None:
-    """XLA's options for convolutions that use all cores of a CPU.
-
-    Its library of microkernels has the faster convolutions on one core, but runs them
-    on one; its older ones share the work.
-    """
-    options = {"xla_cpu_experimental_ynn_fusion_type": ""}
-    if jax.default_backend() != "cpu" or cores() == 1:
-        return None
-    try:
-        jax.jit(lambda: 0, compiler_options=options).lower().compile()
-    except jax.errors.JaxRuntimeError:
-        return None  # a version of XLA that has no such option
-    return options
-
-
-def _data_parallel(execution, function, donate):
+def _data_parallel(function, count, split):
     several = jax.process_count() > 1
-    local = jax.local_device_count() if several else execution.devices
-    # pmap wants one argument with a mapped axis; all others are the same everywhere.
+    local = jax.local_device_count() if several else count
+    first = jax.process_index() * local if several else 0
+
+    # pmap wants one argument with a mapped axis; others are the same everywhere.
+    def on_device(rank, rows, arguments):
+        del rank
+        if split is not None:
+            arguments = (*arguments[:split], rows, *arguments[split:])
+        return function(*arguments)
+
     compiled = jax.pmap(
-        lambda rank, arguments: function(*arguments),
-        axis_name=AXIS_NAME,
-        in_axes=(0, None),
+        on_device,
+        axis_name=AXIS,
+        in_axes=(0, 0, None),
         out_axes=None,
         devices=None if several else jax.local_devices()[:local],
     )
-    del donate  # the arguments travel as one; nothing to be gained on many devices
     ranks = np.arange(local)
-    return lambda *arguments: compiled(ranks, arguments)
+
+    def by_device(rows):
+        rows = rows.reshape(count, -1, *rows.shape[1:])
+        return rows[first : first + local]
+
+    def call(*arguments):
+        rows = None
+        if split is not None:
+            rows = jax.tree.map(by_device, arguments[split])
+            arguments = arguments[:split] + arguments[split + 1 :]
+        return compiled(ranks, rows, arguments)
+
+    return call
 
 
-def stack(runs: Sequence[Any], execution: Execution) -> Any:
+def one() -> Plan:
+    """One run on one device."""
+    return Plan()
+
+
+def split_batch(devices: int | None = None) -> Plan:
+    """One run whose batches are shared by several devices, all there are by default.
+
+    Gradients are averaged and batch norm sees the whole batch: the numbers are those of
+    one device, up to the order of sums.
+
+    Raises:
+        ValueError: if there are not so many devices.
+    """
+    return Plan(jax.device_count() if devices is None else devices)
+
+
+def many(count: int, *, shared_inputs: bool, convolutional: bool) -> Plan | None:
+    """The fastest way to train many runs here, or None for one run after the other.
+
+    A CPU gains nothing from computing small perceptrons side by side, but its cores, as
+    devices, share the runs. Its convolutions must stay out of loops and use all cores.
+
+    Args:
+        count: number of runs.
+        shared_inputs: whether all of them read the same inputs.
+        convolutional: whether they contain convolutions; see `has_convolution`.
+    """
+    on_cpu = jax.default_backend() == "cpu"
+    if count == 1 or (on_cpu and convolutional):
+        return None
+    return Plan(
+        devices=min(count, jax.local_device_count()),
+        many=True,
+        together=not on_cpu,
+        shared_inputs=shared_inputs,
+    )
+
+
+def stack(runs: Sequence[PyTree], plan: Plan) -> PyTree:
     """Pytrees of single runs to one with the axes `[devices, runs / devices]`.
 
     Where the devices do not divide the number of runs, the last run is repeated.
     """
-    share = -(-len(runs) // execution.devices)
-    padding = [runs[-1]] * (share * execution.devices - len(runs))
+    share = -(-len(runs) // plan.devices)
+    padding = [runs[-1]] * (share * plan.devices - len(runs))
 
     def join(*leaves):
         joined = jnp.stack(leaves)
-        return joined.reshape(execution.devices, share, *joined.shape[1:])
+        return joined.reshape(plan.devices, share, *joined.shape[1:])
 
     return jax.tree.map(join, *runs, *padding)
 
 
-def unstack(tree: Any, count: int) -> list[Any]:
+def unstack(tree: PyTree, count: int) -> list[PyTree]:
     """The inverse of `stack`: the first `count` runs, as NumPy arrays."""
     tree = jax.device_get(tree)
     merged = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), tree)
     return [jax.tree.map(lambda leaf, i=i: leaf[i], merged) for i in range(count)]
 
 
+def has_convolution(function: Callable, *arguments: Any) -> bool:
+    """Whether a function computes a convolution, whatever module it comes from.
+
+    Args:
+        function: of pytrees of arrays.
+        arguments: arrays, or what tells their shapes.
+    """
+    return _contains_convolution(jax.make_jaxpr(function)(*arguments).jaxpr)
+
+
+def _contains_convolution(jaxpr) -> bool:
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "conv_general_dilated":
+            return True
+        inner = jax.tree.leaves(
+            list(equation.params.values()),
+            is_leaf=lambda value: hasattr(value, "eqns") or hasattr(value, "jaxpr"),
+        )
+        for value in inner:
+            value = getattr(value, "jaxpr", value)
+            if hasattr(value, "eqns") and _contains_convolution(value):
+                return True
+    return False
+
+
+@functools.cache
 def cores() -> int:
     """Processor cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
-
-
-def for_one_run(is_convolutional: bool, devices: int = 1) -> Execution:
-    """The fastest way to train one run on the default backend.
-
-    XLA runs convolutions inside loops on a slow path on CPUs, so these are called step
-    by step there. Everything else is one compiled loop.
-    """
-    on_cpu = jax.default_backend() == "cpu"
-    return Execution(per_step=is_convolutional and on_cpu, devices=devices)
-
-
-def for_many_runs(
-    is_convolutional: bool, shared_inputs: bool, count: int
-) -> Execution | None:
-    """The fastest way to train many runs here, or None for one run after the other.
-
-    A CPU gains nothing from computing small perceptrons side by side, but its cores, as
-    devices, share the runs. Its convolutions must stay out of loops, and use all cores.
-    """
-    on_cpu = jax.default_backend() == "cpu"
-    if count == 1 or (on_cpu and is_convolutional):
-        return None
-    return Execution(
-        many=True,
-        together=not on_cpu,
-        shared_inputs=shared_inputs,
-        devices=min(count, jax.local_device_count()),
-    )

@@ -354,6 +354,22 @@ def auto(x: Any, name: str = "x") -> Preprocessing:
     return MinMax.fit(x, name)
 
 
+def of_range(rank: int, low: np.ndarray, high: np.ndarray) -> Preprocessing:
+    """As `auto`, from the minima and maxima of the last axis of rows of a rank."""
+    if rank > 2 and low.dtype.kind not in "iu" and low.min() >= 0 and high.max() <= 1:
+        return Unchanged(0.0, 1.0)
+    if low.dtype.kind not in "iu":
+        low, high = low.astype(np.float64), high.astype(np.float64)
+    return MinMax(tuple(low.tolist()), tuple(high.tolist()))
+
+
+def prepared(preprocessing: Preprocessing, x: np.ndarray) -> np.ndarray:
+    """Raw rows as they go to the device: bytes of images as they are, else float32."""
+    if x.ndim > 2 and x.dtype == np.uint8 and not isinstance(preprocessing, MinMax):
+        return x
+    return preprocessing(x)
+
+
 def from_json(content: Any) -> Preprocessing:
     """The inverse of `to_json`.
 

@@ -132,7 +132,7 @@ class Shallow:
         key: Any,
         data: Any,
         *,
-        preprocessing: Any = None,
+        scaling: Any = None,
         plan: Any = None,
         observe: Callable | None = None,
         keeper: Any = None,
@@ -145,7 +145,7 @@ class Shallow:
             key, plan, keeper: of networks; not used.
             data: a `training.TrainingSet`; all but SSAD see known anomalies as
                 unlabeled.
-            preprocessing: what becomes of raw rows; `preprocessing.auto` by default.
+            scaling: what becomes of raw rows; `preprocessing.auto` by default.
             observe: called as `observe(stage, done, history)` after each step.
             seed: decides folds and draws.
             selection_set: for the selection test_auc, raw rows that are not trained on
@@ -159,33 +159,20 @@ class Shallow:
             ValueError: for options that do not fit the data.
         """
         del key, plan, keeper
-        from deepsad_jax import model, training
-        from deepsad_jax import preprocessing as preprocessing_
+        from deepsad_jax import model, preprocessing, training
 
         x, semi_targets = examples(data)
-        preprocessing = preprocessing or preprocessing_.auto(x)
+        scaling = scaling or preprocessing.auto(x)
         if selection_set is not None:
             few, labels = selection_set
-            few = preprocessing.check(few, "selection_set", x.shape[1:])
-            selection_set = as_table(preprocessing(few)), labels
+            few = scaling.check(few, "selection_set", x.shape[1:])
+            selection_set = as_table(scaling(few)), labels
         began = time.perf_counter()
-        (objective, variables), found = self.fit_rows(
-            as_table(preprocessing(x)),
-            semi_targets,
-            seed=seed,
-            observe=observe,
-            selection_set=selection_set,
-        )
-        fitted = model.Model(
-            variables=variables,
-            objective=objective,
-            preprocessing=preprocessing,
-            base=None,
-            info={"method": self.method},
-        )
-        seconds = {STAGE: time.perf_counter() - began}
-        notes = self.notes(found)
-        return fitted, training.Record({}, seconds, notes, {"selection": found})
+        options = {"seed": seed, "observe": observe, "selection_set": selection_set}
+        fitted, found = self.fit_rows(as_table(scaling(x)), semi_targets, **options)
+        made = model.make(self.method, *fitted, scaling, x.shape[1:])
+        seconds, details = {STAGE: time.perf_counter() - began}, {"selection": found}
+        return made, training.Record({}, seconds, self.notes(found), details)
 
     def notes(self, found: dict[str, Any]) -> tuple[str, ...]:
         """What a user should know of a choice."""

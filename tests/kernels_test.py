@@ -98,8 +98,8 @@ def test_float64_stays_inside():
             np.full((2, 2), 1e200),
             r"x has a value of size 1e\+200; it must be",
         ),
-        (Kernel(), np.full((2, 2), 1j), "x has dtype complex128; it must hold real"),
-        (Kernel(), np.array([["a", "b"]]), "x has dtype <U1; it must hold real"),
+        (Kernel(), np.full((2, 2), 1j), "dtype complex128; it must"),
+        (Kernel(), np.array([["a", "b"]]), "dtype <U1; it must"),
         (
             Kernel(),
             np.ma.masked_less(examples(4), 0),

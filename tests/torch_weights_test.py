@@ -1,23 +1,19 @@
-import pathlib
-
 import jax
 import numpy as np
+import oracles
 import pytest
 
 from deepsad_jax import networks, torch_weights
 
-ORACLES = pathlib.Path(__file__).parent / "data" / "oracles"
-
 
 @pytest.fixture
 def state_dict():
-    with np.load(ORACLES / "mnist_LeNet.npz") as content:
-        prefix = "ae_init/"
-        return {
-            key.removeprefix(prefix): content[key]
-            for key in content.files
-            if key.startswith(prefix)
-        }
+    prefix = "ae_init/"
+    return {
+        key.removeprefix(prefix): value
+        for key, value in oracles.load("mnist_LeNet").items()
+        if key.startswith(prefix)
+    }
 
 
 def encoder_of(state_dict, prefix="encoder."):
@@ -38,21 +34,19 @@ def test_encoders_convert_with_prefix_and_without(state_dict):
         jax.tree.map(np.testing.assert_array_equal, actual, expected)
 
 
-@pytest.mark.parametrize("name", networks.ARCHITECTURES)
+@pytest.mark.parametrize("name", oracles.NETWORKS)
 def test_converted_variables_have_the_shapes_of_the_network(name):
-    model = networks.build_autoencoder(name)
-    spec = model.architecture
-    entries = {
-        f"{part}.{entry.key}": np.zeros(entry.shape)
-        for part, list_entries in (
-            ("encoder", torch_weights._encoder_entries),
-            ("decoder", torch_weights._decoder_entries),
-        )
-        for entry in list_entries(spec)
+    model, shape = networks.build_autoencoder(name), networks.pair(name).input_shape
+    state = {
+        key.removeprefix("ae_init/"): value
+        for key, value in oracles.load(name).items()
+        if key.startswith("ae_init/")
     }
-    x = np.zeros((1, *spec.input_shape), np.float32)
-    expected = model.init(jax.random.key(0), x, train=False)
-    actual = torch_weights.from_state_dict(name, entries)
+    expected = jax.eval_shape(
+        lambda key: model.init(key, np.zeros((1, *shape), np.float32), train=False),
+        jax.random.key(0),
+    )
+    actual = torch_weights.from_state_dict(name, state)
     assert jax.tree.map(np.shape, actual) == jax.tree.map(np.shape, expected)
 
 

@@ -3,12 +3,16 @@
 import dataclasses
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import numpy as np
 
 from deepsad_jax import selection
+from deepsad_jax.detectors import kernel_machines
+
+# Parts of the variables of the linear reference, by their names in the hybrid's.
+_LINEAR = {"autoencoder": "autoencoder", "inner": "reference"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,22 +20,24 @@ class OnCodes:
     """A shallow detector's score of an encoder's codes.
 
     Attributes:
-        encoder: an objective with `embed`.
+        autoencoder: an objective with `embed`.
         inner: the detector's objective.
         reference: an objective of the linear kernel on the same codes, or None.
     """
 
-    encoder: Any
+    autoencoder: Any
     inner: Any
     reference: Any = None
+    float64: ClassVar[bool] = True
 
     def score(self, variables: dict[str, Any], x: jax.Array) -> jax.Array:
-        """Scores, `[batch]`; `variables` are those of `encoder` and of `inner`."""
+        """Scores, `[batch]`; `variables` are those of `autoencoder` and `inner`."""
         return self.inner.score(variables["inner"], self.embed(variables, x))
 
     def embed(self, variables: dict[str, Any], x: jax.Array) -> jax.Array:
-        """Codes, `[batch, rep_dim]`."""
-        return self.encoder.embed(variables["encoder"], x)
+        """Codes, `[batch, rep_dim]`, in float32 whatever the detector computes in."""
+        with jax.enable_x64(False):
+            return self.autoencoder.embed(variables["autoencoder"], x)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,96 +45,85 @@ class Hybrid:
     """An autoencoder and the detector on its codes.
 
     Attributes:
-        autoencoder: options of a method whose models have codes; None where `fit` is
-            always given a model.
+        autoencoder: options of a method whose models have codes.
         detector: options of a shallow method.
+        initial: a `model.Model` that serves as the autoencoder, with its own
+            preprocessing; none is trained then.
     """
 
     autoencoder: Any
     detector: selection.Shallow
+    initial: Any = None
 
     def stages(self) -> dict[str, int]:
         """The stages with their steps, the autoencoder's first."""
-        trained = self.autoencoder.stages() if self.autoencoder is not None else {}
+        trained = self.autoencoder.stages() if self.initial is None else {}
         return {**trained, **self.detector.stages()}
 
     def check(self, data: Any, seed: int = 0) -> None:
         """Raises ValueError for options that do not fit the data."""
-        if self.autoencoder is not None:
-            self.autoencoder.check(data)
         self.detector.check(data, seed)
+        if self.initial is None:
+            self.autoencoder.check(data)
+        elif not hasattr(self.initial.objective, "embed"):
+            kind = type(self.initial.objective).__name__
+            raise ValueError(f"initial is a model of {kind}, which has no codes")
 
     def fit(
         self,
         key: jax.Array,
         data: Any,
         *,
-        preprocessing: Any = None,
+        scaling: Any = None,
         plan: Any = None,
         observe: Callable | None = None,
         keeper: Any = None,
         seed: int = 0,
         selection_set: tuple[np.ndarray, np.ndarray] | None = None,
-        initial: Any = None,
     ) -> tuple[Any, Any]:
         """Trains the autoencoder, then fits the detector to its codes.
 
         Args:
             key, plan, keeper: of the autoencoder's training.
-            data, preprocessing, observe, seed, selection_set: see
-                `selection.Shallow.fit`.
-            initial: a `model.Model` with codes that serves as the autoencoder, with its
-                own preprocessing; none is trained then.
+            data, scaling, observe, seed, selection_set: see `selection.Shallow.fit`.
 
         Returns:
             A model whose base is the autoencoder's, and a record of both.
 
         Raises:
-            ValueError: for options that do not fit the data, and where the autoencoder
-                has no codes.
+            ValueError: for options that do not fit the data.
         """
         from deepsad_jax import model, training
 
-        self.detector.check(data, seed)
-        record = training.Record({}, {}, (), {})
-        if initial is None:
-            if self.autoencoder is None:
-                raise ValueError(
-                    "initial is None; without autoencoder it must be given"
-                )
-            common = {"plan": plan, "observe": observe, "keeper": keeper}
-            initial, record = self.autoencoder.fit(
-                key, data, preprocessing=preprocessing, **common
-            )
-        if not hasattr(initial.objective, "embed"):
-            kind = type(initial.objective).__name__
-            raise ValueError(f"initial is a model of {kind}, which has no codes")
+        self.check(data, seed)
+        base, record = self.initial, training.Record({}, {})
+        if base is None:
+            shared = {"plan": plan, "observe": observe, "keeper": keeper}
+            base, record = self.autoencoder.fit(key, data, scaling=scaling, **shared)
 
         def codes(x):
-            return selection.as_table(model.embed(initial, x, plan=plan))
+            return selection.as_table(model.embed(base, x, plan=plan))
 
-        x, semi_targets = selection.examples(data)
-        x = codes(x)
+        raw, semi_targets = selection.examples(data)
+        x = codes(raw)
         if selection_set is not None:
             selection_set = codes(np.asarray(selection_set[0])), selection_set[1]
         began = time.perf_counter()
-        (inner, variables), found = self.detector.fit_rows(
-            x, semi_targets, seed=seed, observe=observe, selection_set=selection_set
-        )
+        options = {"seed": seed, "observe": observe, "selection_set": selection_set}
+        (inner, variables), found = self.detector.fit_rows(x, semi_targets, **options)
         seconds = {selection.STAGE: time.perf_counter() - began}
-        parts = {"encoder": initial.variables, "inner": variables}
-        reference = None
-        if hasattr(self.detector, "linear") and self.detector.kernel != "linear":
-            fit = self.detector.linear().prepare(x, semi_targets, seed)
+        parts, reference = {"autoencoder": base.variables, "inner": variables}, None
+        if (
+            isinstance(inner, kernel_machines.KernelMachine)
+            and inner.kernel != "linear"
+        ):
+            linear_one = dataclasses.replace(self.detector, kernel="linear")
+            fit = linear_one.prepare(x, semi_targets, seed)
             reference, parts["reference"] = fit(1.0)
-        fitted = model.Model(
-            variables=parts,
-            objective=OnCodes(initial.objective, inner, reference),
-            preprocessing=initial.preprocessing,
-            base=initial,
-            info={"method": self.detector.method, "hybrid": True},
-        )
-        return fitted, training.Record(
+        objective = OnCodes(base.objective, inner, reference)
+        shape, method = raw.shape[1:], self.detector.method
+        made = model.make(method, objective, parts, base.preprocessing, shape, base)
+        return made, training.Record(
             record.history,
             {**record.seconds, **seconds},
             (*record.notes, *self.detector.notes(found)),
@@ -144,16 +139,11 @@ def linear(fitted: Any) -> Any:
     Args:
         fitted: the model of a hybrid.
     """
-    from deepsad_jax import model
-
-    objective = fitted.objective
+    objective, parts = fitted.objective, fitted.variables
     if objective.reference is None:
         return None
-    parts = fitted.variables
-    return model.Model(
-        variables={"encoder": parts["encoder"], "inner": parts["reference"]},
-        objective=OnCodes(objective.encoder, objective.reference),
-        preprocessing=fitted.preprocessing,
-        base=fitted.base,
-        info={**fitted.info, "kernel": "linear"},
+    return dataclasses.replace(
+        fitted,
+        variables={n: parts[m] for n, m in _LINEAR.items()},
+        objective=OnCodes(objective.autoencoder, objective.reference),
     )

@@ -16,6 +16,8 @@ from jax import lax
 from deepsad_jax import kernels, selection
 
 Fitted = selection.Fitted
+# The threshold of leaves: all numbers stay.
+_HIGHEST = np.finfo(np.float32).max
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +29,7 @@ class Trees:
     """
 
     depth: int
+    float64: ClassVar[bool] = True
 
     def score(self, variables: dict[str, Any], x: jax.typing.ArrayLike) -> jax.Array:
         """Minus scikit-learn's `score_samples`, `[batch]` float64, in (0, 1)."""
@@ -70,13 +73,13 @@ def fit(
     trees = [estimator.tree_ for estimator in forest.estimators_]
     shape = len(trees), max(tree.node_count for tree in trees)
     features, lengths = np.zeros(shape, np.int32), np.zeros(shape)
-    thresholds = np.full(shape, np.inf, np.float32)
+    thresholds = np.full(shape, _HIGHEST)
     children = np.zeros((*shape, 2), np.int32)
     deepest = 0
     for i, tree in enumerate(trees):
         own, inner = slice(tree.node_count), tree.children_left >= 0
         features[i, own] = np.where(inner, tree.feature, 0)
-        thresholds[i, own] = np.where(inner, _rounded_down(tree.threshold), np.inf)
+        thresholds[i, own] = np.where(inner, _rounded_down(tree.threshold), _HIGHEST)
         both = np.stack([tree.children_left, tree.children_right], axis=1)
         leaf = np.arange(tree.node_count)[:, None]
         children[i, own] = np.where(inner[:, None], both, leaf)

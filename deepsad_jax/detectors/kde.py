@@ -141,6 +141,7 @@ class KernelDensity:
     """
 
     kernel: str = "gaussian"
+    float64: ClassVar[bool] = True
 
     def score(self, variables: dict[str, Any], x: jax.typing.ArrayLike) -> jax.Array:
         """Minus the logarithm of the density, at most `MOST`, `[batch]` float64."""

@@ -26,6 +26,7 @@ Fitted = selection.Fitted
 GAMMAS = 2.0 ** np.linspace(-7, 2, 10)
 _SCORED_AT_ONCE = 256
 _RULE_OF_THUMB_ROWS = 1000
+_TOO_LARGE = "x has values too large for the kernel {}; scale x or take rbf"
 
 
 @flax.struct.dataclass
@@ -85,7 +86,6 @@ def fit_ssad(
             the constraints. Under `jit` and `vmap`, values cannot be looked at, and a
             problem without solution gives meaningless numbers.
     """
-    _check_solver(tolerance, max_iterations)
     if jnp.shape(semi_targets) != (len(x),):
         raise ValueError(
             f"semi_targets has shape {jnp.shape(semi_targets)}; it must be ({len(x)},)"
@@ -96,18 +96,12 @@ def fit_ssad(
         check_ssad(semi_targets, *bounds)
     labeled = not known or bool(np.any(np.asarray(semi_targets) != 0))
     semi_targets = jnp.asarray(semi_targets)
-    gram = _gram_for(gram, kernel, x)
     upper = jnp.where(semi_targets < 0, C_anomaly, C_normal)
-    solution = dual.solve(
-        gram,
-        jnp.where(semi_targets == 0, C_unlabeled, upper),
-        total=1.0,
-        semi_targets=semi_targets if labeled else None,
-        kappa=jnp.where(jnp.any(semi_targets != 0), kappa, 0.0),
-        tolerance=tolerance,
-        max_iterations=max_iterations,
-    )
-    return _machine_of(gram, solution, tolerance)
+    upper = jnp.where(semi_targets == 0, C_unlabeled, upper)
+    kappa = jnp.where(jnp.any(semi_targets != 0), kappa, 0.0)
+    problem = {"semi_targets": semi_targets if labeled else None, "kappa": kappa}
+    solver = {"tolerance": tolerance, "max_iterations": max_iterations}
+    return _solved(_gram_for(gram, kernel, x), upper, 1.0, **problem, **solver)
 
 
 @kernels.in_float64
@@ -134,18 +128,11 @@ def fit_ocsvm(
     Raises:
         ValueError: for wrong options or examples.
     """
-    _check_solver(tolerance, max_iterations)
     if kernels.is_concrete(nu):
         check_ocsvm(nu)
     gram = _gram_for(gram, kernel, x)
-    solution = dual.solve(
-        gram,
-        jnp.ones(gram.size),
-        total=nu * gram.size,
-        tolerance=tolerance,
-        max_iterations=max_iterations,
-    )
-    return _machine_of(gram, solution, tolerance)
+    solver = {"tolerance": tolerance, "max_iterations": max_iterations}
+    return _solved(gram, jnp.ones(gram.size), nu * gram.size, **solver)
 
 
 def check_ssad(
@@ -165,10 +152,7 @@ def check_ssad(
     if not 0 <= kappa < np.inf:
         raise ValueError(f"kappa is {kappa}; it must be finite and >= 0")
     counts = [int(np.sum(semi_targets == kind)) for kind in (0, 1, -1)]
-    caps = [
-        float(bound) * count
-        for bound, count in zip(bounds.values(), counts, strict=True)
-    ]
+    caps = [float(c) * n for c, n in zip(bounds.values(), counts, strict=True)]
     most = dual.most_labeled_mass(*caps, total=1.0)
     if most < 0:
         raise ValueError(
@@ -223,15 +207,11 @@ def compact(machine: Machine) -> Machine:
 
 @dataclasses.dataclass(frozen=True)
 class KernelMachine:
-    """What scores with a machine's arrays; see `packed`.
-
-    Attributes:
-        kernel: one of `kernels.KERNELS`.
-        degree: of poly.
-    """
+    """What scores with a machine's arrays, see `packed`; kernel as `kernels.Kernel`."""
 
     kernel: str = "rbf"
     degree: int = 3
+    float64: ClassVar[bool] = True
 
     def score(self, variables: dict[str, Any], x: jax.typing.ArrayLike) -> jax.Array:
         """Scores, `[batch]` float64; see the module's `score`."""
@@ -246,28 +226,15 @@ class KernelMachine:
 def packed(machine: Machine) -> Fitted:
     """A machine as an objective and its variables, float64 NumPy arrays."""
     kernel = machine.kernel
-    params = {
-        "x": machine.x,
-        "weights": machine.weights,
-        "threshold": machine.threshold,
-        "gamma": kernel.gamma,
-        "coef0": kernel.coef0,
-    }
+    params = {name: getattr(machine, name) for name in ("x", "weights", "threshold")}
+    params |= {"gamma": kernel.gamma, "coef0": kernel.coef0}
     params = {name: np.asarray(part, np.float64) for name, part in params.items()}
     return KernelMachine(kernel.name, kernel.degree), {"params": params}
 
 
 @dataclasses.dataclass(frozen=True)
 class _Options(selection.Shallow):
-    """The kernel of a machine, and how its gamma is chosen.
-
-    Attributes:
-        kernel: rbf, linear or poly.
-        gamma: of rbf and poly where nothing chooses it, > 0; 0 is one over the median
-            squared distance.
-        coef0, degree: of poly.
-        selection: none, train_labels, test_auc; see `selection`.
-    """
+    """The kernel of a machine, and how its gamma is chosen; see `SSAD`."""
 
     kernel: str = "rbf"
     gamma: float = 0.0
@@ -304,18 +271,15 @@ class _Options(selection.Shallow):
         gram = kernels.gram(self._kernel(1.0), x)
 
         def fit(gamma):
-            options = {"kernel": self._kernel(gamma), "gram": gram}
-            return packed(compact(self.machine(x, semi_targets, **options)))
+            kernel = self._kernel(gamma)
+            machine = self.machine(x, semi_targets, kernel=kernel, gram=gram)
+            return packed(compact(machine))
 
         return fit
 
     def machine(self, x: np.ndarray, semi_targets: np.ndarray, **options) -> Machine:
         """The machine of these examples; options are the kernel and its matrix."""
         raise NotImplementedError
-
-    def linear(self) -> "_Options":
-        """The same with the linear kernel, hybrids' reference."""
-        return dataclasses.replace(self, kernel="linear")
 
     def _kernel(self, gamma: float) -> kernels.Kernel:
         return kernels.Kernel(gamma, self.coef0, self.kernel, self.degree)
@@ -386,9 +350,7 @@ def _score(kernel, x, weights, threshold, examples):
         )
     scores = _expand(kernel, x, weights, threshold, rows)
     if kernels.is_concrete(scores) and not np.all(np.isfinite(scores)):
-        raise ValueError(
-            f"x has values too large for the kernel {kernel.name}; scale x or take rbf"
-        )
+        raise ValueError(_TOO_LARGE.format(kernel.name))
     return scores
 
 
@@ -400,37 +362,26 @@ def _expand(kernel, x, weights, threshold, rows):
     return threshold - lax.map(expansion, rows, batch_size=_SCORED_AT_ONCE)
 
 
-def _machine_of(gram, solution, tolerance):
-    if kernels.is_concrete(solution.objective):
-        if not np.isfinite(solution.objective) or not np.isfinite(solution.threshold):
-            raise ValueError(
-                f"x has values too large for the kernel {gram.kernel.name}; scale x or "
-                "take rbf"
-            )
-        if solution.violation > tolerance:
-            warnings.warn(
-                f"the solver stopped after {solution.iterations} iterations with a "
-                f"violation of {solution.violation:.2g}, more than the tolerance "
-                f"{tolerance:.2g}; allow more by max_iterations",
-                RuntimeWarning,
-                stacklevel=4,
-            )
-    return Machine(
-        gram.x[: gram.size],
-        solution.weights,
-        solution.threshold,
-        gram.kernel,
-        solution.objective,
-        solution.violation,
-        solution.iterations,
-    )
-
-
-def _check_solver(tolerance, max_iterations):
+def _solved(gram, upper, total, *, tolerance, max_iterations, **problem):
     if not 0 < tolerance < 1:
         raise ValueError(f"tolerance is {tolerance}; it must be in (0, 1)")
     if max_iterations < 0:
         raise ValueError(f"max_iterations is {max_iterations}; it must be >= 0")
+    solver = {"tolerance": tolerance, "max_iterations": max_iterations}
+    found = dual.solve(gram, upper, total=total, **problem, **solver)
+    if kernels.is_concrete(found.objective):
+        if not np.isfinite(found.objective) or not np.isfinite(found.threshold):
+            raise ValueError(_TOO_LARGE.format(gram.kernel.name))
+        if found.violation > tolerance:
+            warnings.warn(
+                f"the solver stopped after {found.iterations} iterations with a "
+                f"violation of {found.violation:.2g}, more than the tolerance "
+                f"{tolerance:.2g}; allow more by max_iterations",
+                RuntimeWarning,
+                stacklevel=4,
+            )
+    x, end = gram.x[: gram.size], (found.objective, found.violation, found.iterations)
+    return Machine(x, found.weights, found.threshold, gram.kernel, *end)
 
 
 def _gram_for(gram, kernel, x):

@@ -1,10 +1,12 @@
+import ctypes
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
 
-from deepsad_jax import convolution
+from deepsad_jax import fast_cpu, parallel
 
 
 def plain_convolution(x, kernel, padding):
@@ -22,6 +24,21 @@ def random(*shape):
     return np.random.default_rng(len(shape)).normal(size=shape).astype(np.float32)
 
 
+def test_max_pool_is_the_maximum_of_each_window_and_drops_odd_edges():
+    x = random(2, 5, 6, 3)
+    expected = lax.reduce_window(
+        x, -np.inf, lax.max, (1, 2, 2, 1), (1, 2, 2, 1), "VALID"
+    )
+    np.testing.assert_array_equal(fast_cpu.max_pool(x), expected)
+
+
+def test_max_pool_of_windows_is_that_of_the_images():
+    windows = random(2, 3, 4, 4, 5)
+    images = windows.reshape(2, 3, 4, 2, 2, 5).transpose(0, 1, 3, 2, 4, 5)
+    expected = fast_cpu.max_pool(images.reshape(2, 6, 8, 5))
+    np.testing.assert_array_equal(fast_cpu.max_pool(windows), expected)
+
+
 @pytest.mark.parametrize("channels", [1, 3, 8])
 @pytest.mark.parametrize("padding", [1, 2])
 @pytest.mark.parametrize("size", [(2, 2), (4, 4), (8, 14)])
@@ -29,7 +46,7 @@ def test_upsampled_convolution_is_the_plain_one(size, padding, channels):
     x, kernel = random(3, *size, channels), random(5, 5, channels, 6)
     upsampled = x.repeat(2, axis=1).repeat(2, axis=2)
     expected = plain_convolution(upsampled, kernel, padding)
-    actual = convolution.upsample_and_convolve(x, kernel, padding)
+    actual = fast_cpu.upsample_and_convolve(x, kernel, padding)
     np.testing.assert_allclose(actual, expected, atol=1e-5 * np.abs(expected).max())
 
 
@@ -39,7 +56,7 @@ def test_upsampled_convolution_is_the_plain_one(size, padding, channels):
 def test_convolution_is_the_plain_one(size, padding, channels):
     x, kernel = random(3, *size, channels), random(5, 5, channels, 6)
     expected = plain_convolution(x, kernel, padding)
-    actual = convolution.convolve(x, kernel, padding)
+    actual = fast_cpu.convolve(x, kernel, padding)
     np.testing.assert_allclose(actual, expected, atol=1e-5 * np.abs(expected).max())
 
 
@@ -51,26 +68,22 @@ def images_of(windows):
 
 
 FORMS = {
-    "plain": lambda x, k: convolution.convolve(x, k, 2),
-    "tiles": lambda x, k: images_of(convolution.convolve_tiles(x, k)),
-    "rows": lambda x, k: convolution.convolve_rows(x, k, 2, False, False),
-    "row_windows": lambda x, k: images_of(
-        convolution.convolve_rows(x, k, 2, False, True)
+    "plain": lambda x, k: fast_cpu.convolve(x, k, 2),
+    "tiles": lambda x, k: images_of(fast_cpu.convolve_tiles(x, k)),
+    "rows": lambda x, k: fast_cpu.convolve_rows(x, k, 2, False, False),
+    "row_windows": lambda x, k: images_of(fast_cpu.convolve_rows(x, k, 2, False, True)),
+    "winograd": lambda x, k: fast_cpu.convolve_winograd(x, k, 2),
+    "winograd_cropped": lambda x, k: fast_cpu.convolve_winograd(x, k, 1),
+    "upsampled": lambda x, k: fast_cpu.upsample_and_convolve(x, k, 2),
+    "upsampled_cropped": lambda x, k: fast_cpu.upsample_and_convolve(x, k, 1),
+    "upsampled_winograd": lambda x, k: fast_cpu.upsample_and_convolve(
+        x, k, 2, fast_cpu.convolve_winograd
     ),
-    "winograd": lambda x, k: convolution.convolve_winograd(x, k, 2),
-    "winograd_cropped": lambda x, k: convolution.convolve_winograd(x, k, 1),
-    "upsampled": lambda x, k: convolution.upsample_and_convolve(x, k, 2),
-    "upsampled_cropped": lambda x, k: convolution.upsample_and_convolve(x, k, 1),
-    "upsampled_winograd": lambda x, k: convolution.upsample_and_convolve(
-        x, k, 2, convolution.convolve_winograd
+    "upsampled_winograd_cropped": lambda x, k: fast_cpu.upsample_and_convolve(
+        x, k, 1, fast_cpu.convolve_winograd
     ),
-    "upsampled_winograd_cropped": lambda x, k: convolution.upsample_and_convolve(
-        x, k, 1, convolution.convolve_winograd
-    ),
-    "upsampled_rows": lambda x, k: convolution.convolve_rows(x, k, 2, True, False),
-    "upsampled_rows_cropped": lambda x, k: convolution.convolve_rows(
-        x, k, 1, True, False
-    ),
+    "upsampled_rows": lambda x, k: fast_cpu.convolve_rows(x, k, 2, True, False),
+    "upsampled_rows_cropped": lambda x, k: fast_cpu.convolve_rows(x, k, 1, True, False),
 }
 
 
@@ -104,7 +117,7 @@ def values_and_gradients(convolution, x, kernel):
 @pytest.mark.parametrize("form", FORMS)
 def test_every_form_has_the_values_and_gradients_of_the_plain_one(form, size, channels):
     if form == "winograd_cropped" and min(size) == 2:
-        return  # nothing is left of these images
+        pytest.skip("nothing is left of these images")
     x, kernel = random(3, *size, channels), random(5, 5, channels, 4)
     tolerance = 2e-5 if "winograd" in form else 2e-6
     for actual, expected in zip(
@@ -158,7 +171,7 @@ def test_the_chosen_form_is_the_plain_one_on_every_backend(
 ):
     monkeypatch.setattr(jax, "default_backend", lambda: backend)
     x, kernel = random(2, *size, channels), random(5, 5, channels, features)
-    actual = convolution.apply(x, kernel, padding, upsample, pooled)
+    actual = fast_cpu.convolution(x, kernel, padding, upsample, pooled)
     if actual.ndim == 5:
         assert backend == "cpu" and pooled
         actual = images_of(actual)
@@ -177,9 +190,44 @@ def test_forms_other_than_the_plain_one_are_for_cpus_alone(monkeypatch):
     ]
 
     def forms():
-        return [convolution.choose_form(*shape, 2, False, True) for shape in shapes]
+        return [fast_cpu.choose_form(*shape, 2, False, True) for shape in shapes]
 
     monkeypatch.setattr(jax, "default_backend", lambda: "cpu")
     assert forms() == ["tiles", "rows", "plain", "winograd"]
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     assert forms() == ["plain"] * 4
+
+
+@pytest.mark.parametrize("backend", ["cpu", "gpu"])
+def test_compiler_options_are_for_cpus_of_several_cores(monkeypatch, backend):
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    for cores in (1, 2):
+        monkeypatch.setattr(parallel, "cores", lambda cores=cores: cores)
+        fast_cpu.compiler_options.cache_clear()
+        options = fast_cpu.compiler_options()
+        if backend == "gpu" or cores == 1:
+            assert options is None
+        else:  # which this version of XLA may lack
+            compiled = jax.jit(lambda x: x + 1, compiler_options=options)
+            assert compiled(1) == 2
+    fast_cpu.compiler_options.cache_clear()
+
+
+def test_freed_memory_is_kept_with_one_arena_for_large_networks(monkeypatch):
+    calls = []
+
+    class Library:
+        def mallopt(self, parameter, value):
+            calls.append((parameter, value))
+
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: Library())
+    fast_cpu.keep_freed_memory(large=False)
+    # glibc's malloc.h: M_MMAP_MAX -4, M_TRIM_THRESHOLD -1, M_ARENA_MAX -8.
+    assert calls == [(-4, 0), (-1, 2**31 - 1)]
+    fast_cpu.keep_freed_memory(large=True)
+    assert calls[2:] == [(-4, 0), (-1, 2**31 - 1), (-8, 1)]
+
+
+def test_other_c_libraries_are_left_alone(monkeypatch):
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: object())
+    fast_cpu.keep_freed_memory(large=True)

@@ -1,0 +1,33 @@
+from deepsad_jax import checkpoints as checkpoints
+from deepsad_jax import data as data
+from deepsad_jax import detectors as detectors
+from deepsad_jax import dual as dual
+from deepsad_jax import epochs as epochs
+from deepsad_jax import generative as generative
+from deepsad_jax import kernels as kernels
+from deepsad_jax import labels as labels
+from deepsad_jax import layers as layers
+from deepsad_jax import losses as losses
+from deepsad_jax import metrics as metrics
+from deepsad_jax import model as model
+from deepsad_jax import modules as modules
+from deepsad_jax import networks as networks
+from deepsad_jax import objectives as objectives
+from deepsad_jax import parallel as parallel
+from deepsad_jax import preprocessing as preprocessing
+from deepsad_jax import selection as selection
+from deepsad_jax import streams as streams
+from deepsad_jax import torch_weights as torch_weights
+from deepsad_jax import training as training
+from deepsad_jax import values as values
+from deepsad_jax.detectors.deep_sad import fit as fit
+from deepsad_jax.labels import semi_targets as semi_targets
+from deepsad_jax.model import Model as Model
+from deepsad_jax.model import embed as embed
+from deepsad_jax.model import load as load
+from deepsad_jax.model import save as save
+from deepsad_jax.model import score as score
+from deepsad_jax.training import Stage as Stage
+from deepsad_jax.training import training_set as training_set
+
+__version__: str

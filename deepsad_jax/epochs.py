@@ -1,0 +1,475 @@
+"""The one way through the epochs, and the one way to evaluate.
+
+Data are arrays on the device, of which a batch is a gather, or a stream of batches.
+Programs are compiled once for equal values. XLA runs convolutions inside loops on a
+slow path on CPUs, so a program that contains one is called step by step there; all
+others are one loop over steps and epochs.
+"""
+
+import functools
+import logging
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from deepsad_jax import fast_cpu, parallel, streams, training
+from deepsad_jax.training import Batch, TrainingSet
+
+Variables = dict[str, Any]
+History = dict[str, np.ndarray]
+
+# Epochs in one call of a compiled program, at most; it records so many.
+PIECE = 64
+# Rows evaluated at once: few programs serve any number of rows.
+_CHUNKS = (16, 512)
+_BLOCK = 2**16
+
+
+class Programs:
+    """The compiled programs of an objective with an optimizer.
+
+    Args:
+        objective: what is trained.
+        stage: its optimizer and batch size count.
+        plan: on which devices.
+        convolutional: whether a step contains convolutions.
+    """
+
+    def __init__(self, objective, stage, plan, convolutional):
+        self.objective, self.stage, self.plan = objective, stage, plan
+        per_step = convolutional and jax.default_backend() == "cpu" and not plan.many
+        options = fast_cpu.compiler_options() if per_step else None
+        compile_ = functools.partial(plan.compile, options=options)
+        axes = TrainingSet(None if plan.shared_inputs else 0, 0, 0, 0)
+        self.start = plan.compile(self._start)
+        self._prepare = compile_(_prepare, (axes, 0, None))
+        self._compute = plan.compile(training.computed)
+        self._train_on = compile_(
+            self._one_step, (0, 0, axes, 0, 0, None), donate=(0, 1)
+        )
+        self._train_on_rows = compile_(self._on_rows, donate=(0, 1), split=2)
+        loop = compile_(self._loop, (0, axes, 0, None, None), donate=(0,))
+        self.advance = self._step_by_step if per_step else loop
+
+    def _start(self, variables):
+        # Training overwrites the memory of its state; the caller's arrays stay.
+        variables = jax.tree.map(jnp.copy, variables)
+        return training.start(variables, self.stage.optimizer_for(1))
+
+    def _loop(self, state, data, key, first, last):
+        """(state, records `[PIECE]`) after the epochs `first` to `last - 1`.
+
+        An epoch depends on the key and its number alone, so training may be cut into
+        any pieces. Bounds are dynamic: one compilation serves all.
+        """
+        steps = data.size // self.stage.batch_size
+        step = training.make_step(self.objective, self.stage.optimizer_for(steps))
+
+        def one_epoch(epoch, carry):
+            order, step_key = _prepare(data, key, epoch)
+
+            def one_step(i, carry):
+                batch = self._batch(data, order, i)
+                state, more = step(carry[0], batch, jax.random.fold_in(step_key, i))
+                return state, _merged(carry[1], more)
+
+            carry, records = (carry[0], zeros), carry[1]
+            state, totals = lax.fori_loop(0, steps, one_step, carry)
+            found = training.computed(totals)
+            place = epoch - first
+            return state, {n: records[n].at[place].set(found[n]) for n in records}
+
+        zeros = _zeros(self._shapes(state, data.x))
+        names = jax.eval_shape(training.computed, zeros)
+        records = {name: jnp.full(PIECE, jnp.nan) for name in names}
+        return lax.fori_loop(first, last, one_epoch, (state, records))
+
+    def _one_step(self, state, totals, data, order, key, i):
+        steps = data.size // self.stage.batch_size
+        step = training.make_step(self.objective, self.stage.optimizer_for(steps))
+        batch = self._batch(data, order, i)
+        state, more = step(state, batch, jax.random.fold_in(key, i))
+        return state, _merged(totals, more)
+
+    def _on_rows(self, state, totals, batch, key, i, steps):
+        step = training.make_step(self.objective, self.stage.optimizer_for(steps))
+        batch = Batch(training.as_float(batch.x), batch.semi_targets)
+        state, more = step(state, batch, jax.random.fold_in(key, i))
+        return state, _merged(totals, more)
+
+    def _batch(self, data, order, i):
+        share = self.stage.batch_size // parallel.shares()
+        entries = lax.dynamic_slice_in_dim(
+            order, i * self.stage.batch_size + parallel.rank() * share, share
+        )
+        x = training.as_float(data.x[data.indices[entries]])
+        return Batch(x, data.semi_targets[entries])
+
+    def _shapes(self, state, x):
+        """Of the metrics of a step."""
+        x = jax.ShapeDtypeStruct((2, *x.shape[1:]), jnp.float32)
+        batch = Batch(x, jax.ShapeDtypeStruct((2,), jnp.float32))
+        step = training.make_step(self.objective, self.stage.optimizer_for(1))
+        return jax.eval_shape(step, state, batch, jax.random.key(0))[1]
+
+    def _step_by_step(self, state, data, key, first, last):
+        steps, records = int(data.size) // self.stage.batch_size, []
+        shapes = self._shapes(state, data.x)
+        for epoch in range(first, last):
+            order, step_key = self._prepare(data, key, epoch)
+            totals = _zeros(shapes)
+            for i in range(steps):
+                state, totals = self._train_on(state, totals, data, order, step_key, i)
+            records.append(self._compute(totals))
+        return state, _stacked(records)
+
+    def advance_stream(self, state, stream, key, first, last):
+        """As `advance`, with the batches of a stream."""
+        records, shapes = [], None
+        for epoch in range(first, last):
+            epoch_key, totals = jax.random.fold_in(key, epoch), None
+            for i, batch in enumerate(stream.batches(self.plan.share)):
+                shapes = shapes or self._shapes(state, batch[0])
+                totals = _zeros(shapes) if totals is None else totals
+                state, totals = self._train_on_rows(
+                    state, totals, Batch(*batch), epoch_key, i, stream.steps
+                )
+            if totals is None:
+                raise ValueError("data has no batch; it must have at least one")
+            records.append(self._compute(totals))
+        return state, _stacked(records)
+
+
+def _zeros(shapes):
+    """The metrics of no step."""
+    return jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
+
+
+def _merged(totals, more):
+    return {name: totals[name].merge(metric) for name, metric in more.items()}
+
+
+def _stacked(records):
+    return jax.tree.map(lambda *series: np.stack(series), *jax.device_get(records))
+
+
+def _prepare(
+    data: TrainingSet, key: jax.Array, epoch: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """The order of an epoch and the key of its steps."""
+    key = jax.random.fold_in(key, epoch)
+    return _shuffle(jax.random.fold_in(key, 0), data), jax.random.fold_in(key, 1)
+
+
+def _shuffle(key: jax.Array, data: TrainingSet) -> jax.Array:
+    """A random order of the entries that count, followed by the padding."""
+    positions = jnp.arange(data.indices.shape[0], dtype=jnp.int32)
+    bits = jax.random.bits(key, positions.shape)
+    bits = jnp.where(positions < data.size, bits, np.uint32(0xFFFFFFFF))
+    # Random bits depend on their position alone and the sort is stable, so padding
+    # changes neither the order nor, thereby, the run.
+    return lax.sort_key_val(bits, positions, is_stable=True)[1]
+
+
+# What is found again: enough for the stages of a few methods, and not without end.
+@functools.lru_cache(maxsize=16)
+def _programs(objective, optimizer, batch_size, plan, convolutional):
+    stage = training.Stage(optimizer, batch_size=batch_size)
+    return Programs(objective, stage, plan, convolutional)
+
+
+@functools.lru_cache(maxsize=64)
+def is_convolutional(objective: Any, shape: tuple[int, ...]) -> bool:
+    """Whether training computes convolutions, for examples of a shape."""
+    x = jax.ShapeDtypeStruct((2, *shape), jnp.float32)
+    batch = Batch(x, jax.ShapeDtypeStruct((2,), jnp.float32))
+    key = jax.random.key(0)
+    variables = jax.eval_shape(objective.init, key, x)
+    return parallel.has_convolution(
+        lambda variables, batch: objective.loss(variables, batch, key)[0],
+        variables,
+        batch,
+    )
+
+
+class Trainer:
+    """Trains the stages of a fit, of one run or of many at once, and keeps records.
+
+    Args:
+        keys: random key of each run.
+        sets: prepared training set of each run (or one `streams.Stream`); many runs
+            have them of one size, or padded.
+        plan: how to run them; `parallel.one()` by default.
+        uses: one name for each use of a key, in an order that never changes: the place
+            of a name is part of what a seed means. A stage uses the key of its name.
+        observe: called with a stage, the number of epochs done, and the history.
+        keeper: saves the state of the stages and starts them from what was saved; of
+            one run. See `checkpoints.Keeper`.
+
+    Attributes:
+        history, seconds: of the stages that have been run, as in `training.Record`;
+            with many runs, the history has leading axes.
+    """
+
+    def __init__(self, keys, sets, plan, uses, observe=None, keeper=None):
+        self.plan, self.sets = plan or parallel.one(), sets
+        self.history: dict[str, History] = {}
+        self.seconds: dict[str, float] = {}
+        self._observe, self._keeper = observe, keeper
+        self._count = len(keys)
+        derived = _derived(tuple(keys), len(uses))
+        self.keys = {use: self.put(derived[i]) for i, use in enumerate(uses)}
+        self._data = self._on_device()
+
+    def _on_device(self):
+        sets = self.sets
+        if isinstance(sets[0], streams.Stream):
+            return sets[0]
+        if not self.plan.many:
+            return jax.tree.map(jnp.asarray, sets[0])
+        if not self.plan.shared_inputs:
+            return parallel.stack(sets, self.plan)
+        data = parallel.stack([s._replace(x=np.zeros(())) for s in sets], self.plan)
+        return data._replace(x=jnp.asarray(sets[0].x))
+
+    def put(self, runs: Sequence[Any]) -> Any:
+        """Values of the runs as what the stages take: stacked, if there are many."""
+        return parallel.stack(runs, self.plan) if self.plan.many else runs[0]
+
+    def take(self, tree: Any) -> list[Any]:
+        """The inverse of `put`: what each run has, as NumPy arrays."""
+        if self.plan.many:
+            return parallel.unstack(tree, self._count)
+        return [jax.device_get(tree)]
+
+    @property
+    def example(self) -> jax.ShapeDtypeStruct:
+        """One example, as an objective sees it."""
+        first = self.sets[0]
+        x = first.example if isinstance(first, streams.Stream) else first.x
+        return jax.ShapeDtypeStruct((1, *x.shape[1:]), jnp.float32)
+
+    def init(self, objective: Any, use: str) -> Variables:
+        """Initial variables of an objective, from the key of that use."""
+        example = self.example
+        init = _init(objective, example.shape, self.plan)
+        return init(self.keys[use])
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of an example."""
+        return self.example.shape[1:]
+
+    def parts(
+        self, objective: Any, name: str, runs: Sequence[Variables]
+    ) -> Iterator[Iterator[tuple[np.ndarray, np.ndarray]]]:
+        """What a function of an objective gives for the training rows of each run.
+
+        Args:
+            objective: what has the function.
+            name: of the function `(variables, x) -> [batch, ...]`.
+            runs: variables of each run.
+
+        Returns:
+            For each run parts of its rows: values `[part, ...]`, and their
+            semi-supervised targets.
+        """
+        plan = parallel.one() if self.plan.many else self.plan
+        for variables, data in zip(runs, self.sets, strict=True):
+            yield _parts(objective, name, variables, data, plan)
+
+    def run(
+        self,
+        name: str,
+        objective: Any,
+        stage: training.Stage,
+        variables: Variables,
+        check: Callable[[History, int], None] | None = None,
+    ) -> Variables:
+        """Trains a stage, in pieces of about a quarter of a second.
+
+        Args:
+            name: of the stage.
+            objective, stage: what is trained, and how.
+            variables: where it starts; they stay as they are.
+            check: called with the history and the number of an epoch, for every epoch;
+                may raise `TrainingError`. `check_finite` by default.
+
+        Raises:
+            training.TrainingError: as `check` does, unless training is rolled back.
+        """
+        began, check = time.perf_counter(), check or check_finite
+        key, data = self.keys[name], self._data
+        conv = is_convolutional(objective, self.shape)
+        made = _programs(objective, stage.optimizer, stage.batch_size, self.plan, conv)
+        is_stream = isinstance(data, streams.Stream)
+        advance = made.advance_stream if is_stream else made.advance
+        state, history, first, piece = made.start(variables), {}, 0, 1
+        if self._keeper is not None:
+            found = self._keeper.restore(name, state, key, stage.epochs)
+            if found is not None:
+                first, seconds, state, history = found
+                began -= seconds
+                self._report(name, first, history)
+        done = first
+        while done < stage.epochs:
+            last = min(done + piece, stage.epochs)
+            clock = time.perf_counter()
+            if stage.on_divergence == "rollback":
+                before = jax.tree.map(jnp.copy, state)
+            state, records = advance(state, data, key, done, last)
+            _write(history, jax.device_get(records), done, last, stage.epochs)
+            seconds = time.perf_counter() - clock
+            try:
+                for epoch in range(done, last):
+                    check(history, epoch)
+            except training.DivergenceError as error:
+                if stage.on_divergence == "stop":
+                    raise
+                # What comes before that epoch is computed again, so that the state
+                # does not depend on where pieces end.
+                if epoch > done:
+                    before, _ = advance(before, data, key, done, epoch)
+                state = before._replace(slowdown=_slower(before, history, epoch, error))
+                done, piece = epoch, 1
+                continue
+            # The first piece includes the compilation and says nothing of the speed.
+            if done > first:
+                piece = math.floor((last - done) * min(4.0, 0.25 / seconds))
+                piece = min(max(1, piece), PIECE)
+            done = last
+            self._report(name, done, history)
+            if self._keeper is not None:
+                seconds = time.perf_counter() - began
+                self._keeper.offer(
+                    *(name, done, seconds, state, history, key),
+                    last=done == stage.epochs,
+                )
+        self.history[name] = history
+        self.seconds[name] = (time.perf_counter() - began) / self._count
+        return state.variables
+
+    def _report(self, name, done, history):
+        if self._observe is not None:
+            self._observe(name, done, history)
+
+    def records(self, notes: Sequence[Sequence[str]]) -> list[training.Record]:
+        """The record of each run."""
+        histories = self.take(self.history)
+        return [
+            training.Record(history, dict(self.seconds), tuple(own))
+            for history, own in zip(histories, notes, strict=True)
+        ]
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _derived(keys, count):
+    return [[jax.random.fold_in(key, i) for key in keys] for i in range(count)]
+
+
+@functools.lru_cache(maxsize=16)
+def _init(objective, shape, plan):
+    x = jax.ShapeDtypeStruct(shape, jnp.float32)
+    return plan.compile(lambda key: objective.init(key, x))
+
+
+def _write(history, records, first, last, epochs):
+    for name, series in records.items():
+        leading = series.shape[:-1]
+        if name not in history:
+            history[name] = np.full((*leading, epochs), np.nan, np.float32)
+        history[name][..., first:last] = series[..., : last - first]
+
+
+def _slower(state, history, epoch, error) -> jax.Array:
+    """A tenth for the runs that have diverged; raises once that is of no avail."""
+    diverged = ~np.isfinite(history["loss"][..., epoch])
+    slower = jnp.where(diverged, 0.1 * state.slowdown, state.slowdown)
+    least = float(jnp.min(slower))
+    if least < 0.9e-5:
+        raise training.DivergenceError(
+            f"{error} (rolled back five times already)"
+        ) from error
+    logging.getLogger(__name__).warning(
+        "%s; rolled back, updates are now times %.0e", error, least
+    )
+    return slower
+
+
+def check_finite(history: History, epoch: int) -> None:
+    """Raises `DivergenceError` if the loss of an epoch is not a finite number."""
+    loss = np.asarray(history["loss"])[..., epoch]
+    if not np.isfinite(loss).all():
+        raise training.DivergenceError(
+            f"training diverged: the loss of epoch {epoch + 1} is "
+            f"{loss[~np.isfinite(loss)].flat[0]}; try a smaller learning rate or a "
+            "larger batch, and look for extreme values in the data"
+        )
+
+
+@functools.lru_cache(maxsize=32)
+def _evaluator(objective, name, plan, shape):
+    def function(variables, x):
+        return parallel.gather(
+            getattr(objective, name)(variables, training.as_float(x))
+        )
+
+    on_cpu = jax.default_backend() == "cpu"
+    conv = on_cpu and plan.devices == 1 and is_convolutional(objective, shape)
+    options = fast_cpu.compiler_options() if conv else None
+    return plan.compile(function, split=1, options=options)
+
+
+def evaluate(
+    objective: Any,
+    name: str,
+    variables: Variables,
+    x: np.ndarray,
+    plan: parallel.Plan | None = None,
+    rows: np.ndarray | None = None,
+) -> np.ndarray:
+    """Applies a function of an objective to many examples, a chunk at a time.
+
+    Args:
+        objective: what has the function.
+        name: of the function `(variables, x [batch, ...]) -> [batch, ...]`.
+        variables: its first argument.
+        x: prepared inputs, `[n, ...]`, uint8 or float32.
+        plan: devices that share each chunk.
+        rows: those of x to evaluate; all by default.
+
+    Returns:
+        `[n or len(rows), ...]`.
+    """
+    plan = plan or parallel.one()
+    function = _evaluator(objective, name, plan, x.shape[1:])
+    variables = jax.tree.map(jnp.asarray, variables)
+    size = len(x) if rows is None else len(rows)
+    chunk = next((c for c in _CHUNKS if size <= c), _CHUNKS[-1]) * plan.devices
+    results = []
+    for first in range(0, size, chunk):
+        place = slice(first, first + chunk)
+        part = x[place] if rows is None else x[rows[place]]
+        missing = chunk - len(part)
+        if missing:
+            part = np.pad(part, ((0, missing), *((0, 0),) * (x.ndim - 1)))
+        results.append(function(variables, part))
+    return np.concatenate(jax.device_get(results))[:size]
+
+
+def _parts(objective, name, variables, data, plan):
+    if isinstance(data, streams.Stream):
+        for x, targets in data.batches():
+            yield evaluate(objective, name, variables, x, plan), targets
+        return
+    size = int(data.size)
+    for first in range(0, size, _BLOCK):
+        rows = data.indices[first : min(first + _BLOCK, size)]
+        targets = data.semi_targets[first : first + len(rows)]
+        yield evaluate(objective, name, variables, data.x, plan, rows), targets

@@ -1,0 +1,253 @@
+"""What a fit leaves: one model, whatever the method, with all that scoring needs.
+
+    scores = score(model, x)              # raw rows in, higher = more anomalous
+    save(model, "pump.model"); model = load("pump.model")
+    jax.jit(lambda x: score(model, x))    # a pure function of traced rows
+
+A folder holds arrays and JSON, never pickles. Networks and losses of your own are named
+by their import path, or passed to `load`.
+"""
+
+import contextlib
+import dataclasses
+import importlib.metadata
+import os
+import platform
+from collections.abc import Iterable
+from typing import Any
+
+import flax.core
+import jax
+import numpy as np
+
+from deepsad_jax import (
+    checkpoints,
+    epochs,
+    modules,
+    parallel,
+    preprocessing,
+    streams,
+    training,
+    values,
+    version_0_1,
+)
+
+_PACKAGES = ("jax", "flax", "numpy")
+# Rows that are prepared at once.
+_BLOCK = 2**16
+MEANING = {"+1": "known normal", "0": "unlabeled", "-1": "known anomaly"}
+
+
+@jax.tree_util.register_pytree_node_class
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """A trained detector.
+
+    A pytree: `variables` and `base` are its children, everything else is static.
+
+    Attributes:
+        variables: of the objective, NumPy arrays.
+        objective: what was trained; its `score` is the anomaly score.
+        preprocessing: what is applied to raw rows.
+        base: the model it started from, such as the autoencoder of Deep SAD; reference
+            scores are `score(model.base, x)`.
+        info: `method`, the `shape` of an example, the meaning of `labels`, `versions`.
+    """
+
+    variables: dict[str, Any]
+    objective: Any
+    preprocessing: preprocessing.Preprocessing
+    base: "Model | None" = None
+    info: Any = flax.core.FrozenDict()  # noqa: RUF009 (immutable)
+
+    def tree_flatten(self):
+        static = (self.objective, self.preprocessing, self.info)
+        return (self.variables, self.base), static
+
+    @classmethod
+    def tree_unflatten(cls, static, children):
+        return cls(children[0], static[0], static[1], children[1], static[2])
+
+
+def make(
+    method: str,
+    objective: Any,
+    variables: dict[str, Any],
+    scaling: preprocessing.Preprocessing,
+    shape: tuple[int, ...],
+    base: Model | None = None,
+) -> Model:
+    """A model of today's versions.
+
+    Args:
+        method: its name.
+        objective, variables, base: as in `Model`.
+        scaling: its preprocessing.
+        shape: of a raw example.
+    """
+    versions = {
+        "deepsad_jax": _version("deepsad_jax"),
+        "python": platform.python_version(),
+    }
+    versions |= {name: _version(name) for name in _PACKAGES}
+    info = {"method": method, "shape": tuple(shape), "labels": MEANING}
+    info = flax.core.freeze({**info, "versions": versions})
+    return Model(jax.device_get(variables), objective, scaling, base, info)
+
+
+def _version(name: str) -> str:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return "unknown"
+
+
+def score(model: Model, x: Any, *, plan: parallel.Plan | None = None) -> np.ndarray:
+    """Anomaly scores, `[n]` float32, higher = more anomalous.
+
+    Args:
+        model: from a fit, or from `load`.
+        x: raw rows `[n, ...]`, scaled as those of the training (the model prepares
+            them), or an iterable of batches of such, `x` or `(x, semi_targets)`. Where
+            the model or x is traced by `jit`, `vmap` or `grad`, the result is traced,
+            too, and nothing can be checked.
+        plan: devices that share the work, `parallel.split_batch()`.
+
+    Raises:
+        ValueError: if x is not what the model takes, or holds what is not finite.
+    """
+    return _apply(model, "score", x, plan)
+
+
+def embed(model: Model, x: Any, *, plan: parallel.Plan | None = None) -> np.ndarray:
+    """The encoder's embeddings, `[n, rep_dim]` float32; Args and Raises as `score`.
+
+    Raises:
+        ValueError: also if the model has no encoder.
+    """
+    if not hasattr(model.objective, "embed"):
+        raise ValueError(f"a model of {model.info['method']} has no embeddings")
+    return _apply(model, "embed", x, plan)
+
+
+def _apply(model, name, x, plan):
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((model, x))):
+        prepared = training.as_float(model.preprocessing(x))
+        return getattr(model.objective, name)(model.variables, prepared)
+    is_batches = callable(x) or (
+        isinstance(x, Iterable) and not hasattr(x, "__array__")
+    )
+    if is_batches and not isinstance(x, (list, tuple)):
+        parts = [_apply(model, name, part, plan) for part in streams.chunks(x)]
+        if not parts:
+            raise ValueError("x has no batch; it must have at least one")
+        return np.concatenate(parts)
+    x = model.preprocessing.check(x, "x", tuple(model.info["shape"]))
+    wide = getattr(model.objective, "float64", False)
+    parts = []
+    with jax.enable_x64(True) if wide else contextlib.nullcontext():
+        for first in range(0, len(x), _BLOCK):
+            rows = preprocessing.prepared(
+                model.preprocessing, x[first : first + _BLOCK]
+            )
+            parts.append(
+                epochs.evaluate(model.objective, name, model.variables, rows, plan)
+            )
+    return np.concatenate(parts)
+
+
+def save(model: Model, folder: str | os.PathLike) -> None:
+    """Writes a model to a new folder.
+
+    Raises:
+        FileExistsError: if the folder exists.
+        OSError: if it cannot be written.
+    """
+    leaves, meta = _described(model)
+    checkpoints.write(folder, leaves, {"format": 2, **meta})
+
+
+def _described(model):
+    paths, leaves = [], []
+    flat, _ = jax.tree_util.tree_flatten_with_path(model.variables)
+    for path, leaf in flat:
+        paths.append([str(getattr(p, "key", getattr(p, "idx", p))) for p in path])
+        leaves.append(np.asarray(leaf))
+    meta = {
+        "objective": values.to_json(model.objective, missing=True),
+        "preprocessing": model.preprocessing.to_json(),
+        "info": flax.core.unfreeze(model.info),
+        "paths": paths,
+        "base": None,
+    }
+    if model.base is not None:
+        more, meta["base"] = _described(model.base)
+        leaves += more
+    return leaves, meta
+
+
+def load(
+    folder: str | os.PathLike,
+    *,
+    encoder: Any = None,
+    decoder: Any = None,
+    loss: Any = None,
+) -> Model:
+    """Reads what `save` has written, or version 0.1.
+
+    Args:
+        folder: the folder.
+        encoder, decoder, loss: modules and loss of your own, where they cannot be found
+            by their import path.
+
+    Raises:
+        FileNotFoundError: if there is no such folder.
+        ValueError: if it does not hold a whole model, or one of other modules.
+    """
+    leaves, meta = checkpoints.read(folder)
+    own = {"encoder": encoder, "decoder": decoder}
+    own = {n: modules.network(m, n) for n, m in own.items() if m is not None}
+    if loss is not None:
+        own["loss_function"] = loss
+    try:
+        if "format" not in meta:
+            return version_0_1.model(leaves, meta, make)
+        return _rebuilt(leaves, meta, own)
+    except Exception as error:  # whatever else a changed file may lead to
+        raise ValueError(
+            f"{folder} does not hold a whole model: {checkpoints.reason(error)}"
+        ) from error
+
+
+def _rebuilt(leaves, meta, own):
+    objective = values.from_json(meta["objective"], own)
+    info = {**meta["info"], "shape": tuple(meta["info"]["shape"])}
+    count = len(meta["paths"])
+    variables = _restored(objective, leaves[:count], meta["paths"], info["shape"])
+    base = _rebuilt(leaves[count:], meta["base"], own) if meta["base"] else None
+    scaling = preprocessing.from_json(meta["preprocessing"])
+    return Model(variables, objective, scaling, base, flax.core.freeze(info))
+
+
+def _restored(objective, leaves, paths, shape):
+    """The tree of variables, of the shapes that the objective has, and finite."""
+    for leaf, path in zip(leaves, paths, strict=True):
+        if leaf.dtype.kind == "f" and not np.isfinite(leaf).all():
+            raise ValueError(
+                f"its array {'/'.join(path)} has values that are not finite"
+            )
+    if not hasattr(objective, "init"):
+        tree: dict[str, Any] = {}
+        for leaf, path in zip(leaves, paths, strict=True):
+            inner = tree
+            for name in path[:-1]:
+                inner = inner.setdefault(name, {})
+            inner[path[-1]] = leaf
+        return tree
+    x = jax.ShapeDtypeStruct((1, *shape), np.float32)
+    like = jax.eval_shape(objective.init, jax.random.key(0), x)
+    expected, tree = jax.tree.flatten(like)
+    found = [leaf.shape for leaf in leaves]
+    if found != [leaf.shape for leaf in expected]:
+        raise ValueError("its arrays are not of the shapes of its networks")
+    return jax.tree.unflatten(tree, leaves)
