@@ -304,12 +304,11 @@ class MinMax(Preprocessing):
         # Held-out rows, anomalies alone and small batches of 28 real tables pass; most
         # of the same tables do not once they are standardized, min-maxed or in another
         # unit.
-        if not self.lower:
-            return ""
         x = x.reshape(-1, x.shape[-1])
         z = self._scaled(x)
         quarters = np.quantile(z, (0.25, 0.75), axis=0)
-        width, typical = _width(z), np.subtract(self.upper, self.lower)
+        width = np.subtract(*np.quantile(z, (0.95, 0.05), axis=0))
+        typical = np.subtract(self.upper, self.lower) if self.lower else 0.0 * width
         off = (quarters[0] < 0) | (quarters[1] > 1)
         off |= ((typical > 0) & (width > 50 * typical)) | (np.abs(z).max(axis=0) > 50)
         if off.mean() >= 0.2:
@@ -392,11 +391,6 @@ def from_json(content: Any) -> Preprocessing:
 
 def _sample(x: np.ndarray) -> np.ndarray:
     return x[:: max(1, min(len(x) // _FEWEST, max(len(x) // _ROWS, x.size // _VALUES)))]
-
-
-def _width(z: np.ndarray) -> np.ndarray:
-    lower, upper = np.quantile(z, (0.05, 0.95), axis=0)
-    return upper - lower
 
 
 def _is_number(value: Any) -> bool:

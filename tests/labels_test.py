@@ -7,7 +7,7 @@ from deepsad_jax import labels
 @pytest.mark.parametrize("dtype", ["int8", "uint8", "int64", "float16", "float64"])
 def test_labels_of_any_real_type_are_taken(dtype):
     values = np.array([1, 0, 0, 1]).astype(dtype)
-    with pytest.warns(UserWarning, match="has 2 times 1 and no -1.*-np.asarray"):
+    with pytest.warns(UserWarning, match="y has 1 and no -1.*-np.asarray"):
         checked = labels.check_semi_targets("y", values, 4)
     assert checked.dtype == np.int8 and checked.tolist() == [1, 0, 0, 1]
 

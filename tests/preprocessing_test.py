@@ -250,3 +250,11 @@ def test_rows_scaled_already_are_told(name):
     ):
         with pytest.warns(UserWarning, match="x looks scaled in another way than the"):
             scaling.check(changed)
+
+
+def test_without_percentiles_rows_outside_of_the_range_are_still_told(recwarn):
+    scaling = preprocessing.MinMax((0, 0), (1000, 1000))
+    scaling.check(RNG.uniform(0, 1000, (20, 2)))
+    assert not recwarn.list
+    with pytest.warns(UserWarning, match="2 of 2 columns lie mostly outside"):
+        scaling.check(RNG.normal(0, 1, (20, 2)))

@@ -316,7 +316,8 @@ def test_files_that_unpack_to_more_than_the_memory_are_refused_unread(
     sources.load(str(path))
     monkeypatch.setattr(memory, "available", lambda: 2**23)
     with pytest.raises(
-        ValueError, match=r"would take 0.01\d+ GiB.* 0.00781 GiB are free"
+        ValueError,
+        match=r"is too large .unpacked, it would take 0.01\d+ GiB.* 0.00781 GiB",
     ):
         sources.load(str(path))
 

@@ -45,6 +45,11 @@ def read(path: pathlib.Path) -> tuple[Arrays, str]:
         raise FileNotFoundError(f"there is no file {path}")
     try:
         return READERS[path.suffix](path)
+    except (memory.TooLargeError, MemoryError) as error:
+        raise ValueError(
+            f"{path} is too large ({error or 'the memory is full'}); give fewer rows "
+            "or use a machine with more memory"
+        ) from error
     except Exception as error:  # the readers raise many kinds for damaged files
         cause = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(

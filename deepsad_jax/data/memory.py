@@ -5,6 +5,10 @@ import pathlib
 import sys
 
 
+class TooLargeError(ValueError):
+    """More is declared than there is memory."""
+
+
 def available() -> int:
     """Bytes that this process may take, as far as the system tells."""
     limits = [sys.maxsize]
@@ -21,10 +25,10 @@ def available() -> int:
 
 
 def check(size: int) -> None:
-    """Raises ValueError if that many bytes are more than there are."""
+    """Raises `TooLargeError` if that many bytes are more than there are."""
     limit = available()
     if size > limit:
-        raise ValueError(
+        raise TooLargeError(
             f"unpacked, it would take {size / 2**30:.3g} GiB of memory, of which "
             f"{limit / 2**30:.3g} GiB are free"
         )
