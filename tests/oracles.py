@@ -1,6 +1,6 @@
 """The oracles under data/oracles, whose README says what they hold and how.
 
-arrays = load("mnist_LeNet")     # all keys of the original file, NumPy arrays
+`load("mnist_LeNet")` gives the arrays of the original file, by their keys.
 """
 
 import functools
