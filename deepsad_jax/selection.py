@@ -132,7 +132,7 @@ class Shallow:
         key: Any,
         data: Any,
         *,
-        scaling: Any = None,
+        preprocessing: Any = None,
         plan: Any = None,
         observe: Callable | None = None,
         keeper: Any = None,
@@ -145,7 +145,7 @@ class Shallow:
             key, plan, keeper: of networks; not used.
             data: a `training.TrainingSet`; all but SSAD see known anomalies as
                 unlabeled.
-            scaling: what becomes of raw rows; `preprocessing.auto` by default.
+            preprocessing: of raw rows; `preprocessing.auto` by default.
             observe: called as `observe(stage, done, history)` after each step.
             seed: decides folds and draws.
             selection_set: for the selection test_auc, raw rows that are not trained on
@@ -159,10 +159,11 @@ class Shallow:
             ValueError: for options that do not fit the data.
         """
         del key, plan, keeper
-        from deepsad_jax import model, preprocessing, training
+        from deepsad_jax import model, training
+        from deepsad_jax import preprocessing as preprocessings
 
         x, semi_targets = examples(data)
-        scaling = scaling or preprocessing.auto(x)
+        scaling = preprocessing or preprocessings.auto(x)
         if selection_set is not None:
             few, labels = selection_set
             few = scaling.check(few, "selection_set", x.shape[1:])

@@ -1,179 +1,216 @@
-"""The shallow baselines through the same experiment as Deep SAD."""
+"""Shallow detectors and hybrids from raw rows to saved models."""
 
-import importlib
-import json
-import pathlib
+import dataclasses
 
+import jax
 import numpy as np
 import pytest
+import sklearn.datasets
 import sklearn.ensemble
 import sklearn.metrics
+import sklearn.neighbors
+import sklearn.preprocessing
+import sklearn.svm
 
-from deepsad_jax import kernels, ocsvm
-from deepsad_jax.data import scenario, sources
-from experiments import methods, run, settings, sweep
-from experiments.methods import shallow
-
-METHODS = ("ssad", "ocsvm", "kde", "isoforest")
-
-
-def config_of(data="breast_cancer", **overrides):
-    config = importlib.import_module(f"configs.{data}").get_config()
-    config.update_from_flattened_dict(overrides)
-    return config
-
-
-def problem_of(config):
-    source = sources.load(config.data.name, None)
-    return scenario.make(source, settings.protocol(config), config.seed)
-
-
-def outcome_of(config, problem=None):
-    problem = problem or problem_of(config)
-    (outcome,) = methods.of(config).run([problem], [config])
-    return outcome
-
-
-def read(path):
-    return json.loads(pathlib.Path(path).read_text())
-
-
-@pytest.mark.parametrize("method", METHODS)
-def test_each_method_leaves_a_finished_run(method, tmp_path):
-    folder = tmp_path / method
-    results = run.run(config_of(method=method), str(folder))
-    with np.load(folder / "scores.npz") as scores:
-        auroc = sklearn.metrics.roc_auc_score(scores["label"], scores["score"])
-    assert read(folder / "results.json")["auroc"] == pytest.approx(auroc)
-    assert results["selection"]["by"] == {"kde": "likelihood", "isoforest": "none"}.get(
-        method, "test_auc"
-    )
-    assert (folder / "score_histogram.png").exists()
-    assert results["auroc"] > 0.8  # chance is 0.5; the classes lie apart
-
-
-def test_a_sweep_gives_the_results_of_the_runs(tmp_path):
-    configs = [config_of(method="ssad", seed=seed) for seed in range(2)]
-    results = sweep.sweep(configs, str(tmp_path / "sweep"))
-    for config, result in zip(configs, results, strict=True):
-        alone = run.run(config, str(tmp_path / f"{config.seed}"))
-        assert alone["auroc"] == result["auroc"]
-
-
-def test_the_machine_is_the_librarys_with_the_chosen_gamma():
-    config = config_of(method="ocsvm")
-    problem = problem_of(config)
-    outcome = outcome_of(config, problem)
-    x = problem.x_train[problem.indices]
-    kernel = kernels.Kernel(outcome.details["selection"]["value"])
-    expected = ocsvm.score(ocsvm.fit(x, nu=0.1, kernel=kernel), problem.x_test)
-    np.testing.assert_allclose(outcome.scores, expected, atol=1e-6)
-
-
-def test_the_forest_is_scikit_learns():
-    config = config_of(method="isoforest", seed=3)
-    problem = problem_of(config)
-    forest = sklearn.ensemble.IsolationForest(max_samples=228, random_state=3)
-    x = problem.x_train[problem.indices].astype(np.float32)
-    assert len(x) < 256  # so that each tree sees all of them
-    forest.set_params(max_samples=len(x)).fit(x)
-    expected = -forest.score_samples(problem.x_test)
-    np.testing.assert_array_equal(outcome_of(config, problem).scores, expected)
-
-
-def test_gamma_is_chosen_on_a_tenth_of_the_test_set():
-    config = config_of(method="ocsvm", seed=1)
-    problem = problem_of(config)
-    found = outcome_of(config, problem).details["selection"]
-    labels = problem.labels_test
-    few = shallow._selection_set(labels, 1)
-    assert (
-        found["examples"] == len(few) == sum(int(0.1 * n) for n in np.bincount(labels))
-    )
-    x = problem.x_train[problem.indices]
-    for gamma, criterion in zip(found["candidates"], found["criterion"], strict=True):
-        model = ocsvm.fit(x, kernel=kernels.Kernel(gamma))
-        scores = np.asarray(ocsvm.score(model, problem.x_test[few]))
-        auroc = sklearn.metrics.roc_auc_score(labels[few], scores)
-        assert criterion == pytest.approx(auroc, abs=1e-6)
-    assert found["value"] == found["candidates"][np.argmax(found["criterion"])]
-
-
-def test_the_tenth_is_left_out_of_the_report_on_request(tmp_path):
-    kept = run.run(config_of(method="ssad"), str(tmp_path / "kept"))
-    config = config_of(method="ssad", selection_in_test=False)
-    out = run.run(config, str(tmp_path / "out"))
-    assert out["n_test"] == kept["n_test"] - kept["selection"]["examples"]
-    assert out["selection"]["value"] == kept["selection"]["value"]
-    with np.load(tmp_path / "out" / "scores.npz") as scores:
-        assert len(scores["score"]) == kept["n_test"]
-
-
-@pytest.mark.parametrize("selection", ["none", "train_labels"])
-@pytest.mark.parametrize("method", ["ssad", "ocsvm", "kde"])
-def test_honest_selection_sees_no_test_labels(method, selection):
-    config = config_of(method=method, selection=selection)
-    problem = problem_of(config)
-    swapped = problem._replace(labels_test=1 - problem.labels_test)
-    found, other = (outcome_of(config, p) for p in (problem, swapped))
-    assert found.details["selection"]["value"] == other.details["selection"]["value"]
-    np.testing.assert_array_equal(found.scores, other.scores)
-
-
-def test_a_hybrid_works_on_the_codes_and_its_autoencoder_serves_again(tmp_path):
-    options = {"method": "ocsvm", "hybrid": True, "pretrain.epochs": 3}
-    first = tmp_path / "first"
-    results = run.run(config_of("digits", **options), str(first))
-    assert {"ae_auroc", "linear_auroc", "ae_train_seconds"} <= set(results)
-    model = str(first / "model")
-    again = config_of("digits", **options, load_model=model)
-    repeated = run.run(again, str(tmp_path / "again"))
-    assert repeated["auroc"] == results["auroc"]
-    assert "ae_train_seconds" not in repeated
-    # Deep SAD's own folder serves as well, by its autoencoder.
-    deep = config_of("digits", **{"pretrain.epochs": 3, "train.epochs": 1})
-    run.run(deep, str(tmp_path / "deep"))
-    other = config_of("digits", **options, load_model=str(tmp_path / "deep" / "model"))
-    assert run.run(other, str(tmp_path / "other"))["auroc"] == results["auroc"]
-    # Not where it was trained on what is tested now.
-    for wrong, message in (
-        ({"seed": 1}, "was trained on another split"),
-        ({"data.normal_class": 3}, "was trained with data.normal_class 9"),
-        ({"network": "mnist_LeNet"}, "mnist_LeNet takes examples of shape"),
-    ):
-        config = config_of("digits", **options, load_model=model)
-        config.update_from_flattened_dict(wrong)
-        with pytest.raises(ValueError, match=message):
-            run.run(config, str(tmp_path / "wrong"))
-    assert not (tmp_path / "wrong").exists()
-
-
-@pytest.mark.parametrize(
-    ("overrides", "message"),
-    [
-        ({"selection": "best"}, "config.selection is 'best'; for ssad it must be one"),
-        ({"selection": "likelihood"}, "for ssad it must be one of test_auc, train_lab"),
-        ({"method": "isoforest", "selection": "test_auc"}, "for isoforest it must be"),
-        (
-            {"selection": "train_labels", "data.ratio_known_outlier": 0.0},
-            "train_labels needs at least 2 known anomalies, but there are 0",
-        ),
-        ({"kernel.name": "cubic"}, "kernel is 'cubic'; it must be one of rbf"),
-        ({"kernel.gamma": -1.0}, "config.kernel.gamma is -1.0; it must be at least 0"),
-        ({"ssad.kappa": 1e4}, "kappa is 10000.0; with these C and labels"),
-        ({"ssad.C_unlabeled": 0.0}, "C_unlabeled is 0.0; it must be finite and > 0"),
-        ({"method": "ocsvm", "ocsvm.nu": 2.0}, r"nu is 2.0; it must be in \(0, 1\]"),
-        ({"method": "kde", "kde.kernel": "cosine"}, "kernel is 'cosine'; it must be"),
-        ({"method": "isoforest", "isoforest.n_trees": 0}, "isoforest.n_trees is 0"),
-        ({"load_model": "tests"}, "config.load_model is for networks and hybrids"),
-        ({"hybrid": True, "pretrain.enabled": False}, "needs the codes of an autoenc"),
-        ({"method": "deep_sad", "hybrid": True}, "hybrid is for the shallow baselines"),
-    ],
+from deepsad_jax import model, parallel, selection, training
+from deepsad_jax.detectors import (
+    deep_sad,
+    hybrid,
+    isolation_forest,
+    kde,
+    kernel_machines,
 )
-def test_wrong_configs_are_refused_before_anything_is_written(
-    overrides, message, tmp_path
-):
-    config = config_of(**{"method": "ssad", **overrides})
-    with pytest.raises(ValueError, match=message):
-        run.run(config, str(tmp_path / "run"))
-    assert not (tmp_path / "run").exists()
+
+SSAD, OneClassSVM, KDE = kernel_machines.SSAD, kernel_machines.OneClassSVM, kde.KDE
+Forest = isolation_forest.IsolationForest
+KEY = jax.random.key(0)
+MANY = parallel.Plan(devices=1, many=True)
+
+
+def problem(known=8):
+    """Raw rows of breast cancer: to train on, those of benign cases; and to test on."""
+    x, y = sklearn.datasets.load_breast_cancer(return_X_y=True)
+    labels = 1 - y  # malignant is an anomaly
+    train = np.concatenate(
+        [np.flatnonzero(labels == 0)[:200], np.flatnonzero(labels == 1)[:known]]
+    )
+    test = np.setdiff1d(np.arange(len(x)), train)
+    data = training.training_set(x, -labels[train], indices=train)
+    return data, x[test], labels[test]
+
+
+def min_max(data, x):
+    """Rows as scikit-learn's MinMaxScaler makes them, float32."""
+    scaler = sklearn.preprocessing.MinMaxScaler().fit(data.x[data.indices])
+    return scaler.transform(x).astype(np.float32)
+
+
+# What scikit-learn makes of the same rows: scores, up to a tolerance.
+ORACLES = {
+    "ocsvm": (
+        OneClassSVM(gamma=0.5, nu=0.0975),
+        lambda x, rows: (
+            -sklearn.svm.OneClassSVM(gamma=0.5, nu=0.0975, tol=1e-8)
+            .fit(x)
+            .decision_function(rows)
+        ),
+        1e-3,
+    ),
+    "kde": (
+        KDE(bandwidth=0.4, selection="none"),
+        lambda x, rows: (
+            -sklearn.neighbors.KernelDensity(bandwidth=0.4, rtol=1e-12)
+            .fit(x)
+            .score_samples(rows)
+        ),
+        1e-4,
+    ),
+    "isoforest": (
+        Forest(),
+        lambda x, rows: (
+            -sklearn.ensemble.IsolationForest(max_samples=len(x), random_state=3)
+            .fit(x)
+            .score_samples(rows)
+        ),
+        1e-6,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ORACLES)
+def test_from_raw_rows_to_scikit_learns_scores(name):
+    options, oracle, tolerance = ORACLES[name]
+    data, x_test, labels = problem()
+    assert data.size < 256  # so that each tree sees all of them
+    fitted, record = options.fit(KEY, data, seed=3)
+    found = model.score(fitted, x_test)
+    expected = oracle(min_max(data, data.x[data.indices]), min_max(data, x_test))
+    np.testing.assert_allclose(found, expected, atol=tolerance, rtol=1e-6)
+    auroc = sklearn.metrics.roc_auc_score
+    assert auroc(labels, found) == pytest.approx(auroc(labels, expected), abs=1e-3)
+    assert record.details["selection"]["by"] == "none" and record.notes == ()
+    assert record.seconds.keys() == {"train"} and record.history == {}
+    assert fitted.info["method"] == name
+
+
+@pytest.mark.parametrize("options", [SSAD(), SSAD(kernel="linear"), KDE(), Forest()])
+def test_a_model_comes_back_from_disk_and_is_a_pure_function(options, tmp_path):
+    data, x_test, _ = problem()
+    fitted, _ = options.fit(KEY, data)
+    found = model.score(fitted, x_test)
+    model.save(fitted, tmp_path / "model")
+    again = model.load(tmp_path / "model")
+    np.testing.assert_array_equal(model.score(again, x_test), found)
+    x = x_test.astype(np.float32)
+    traced = jax.jit(lambda x: model.score(again, x))(x)
+    np.testing.assert_allclose(traced, model.score(again, x), rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:x looks scaled")
+def test_scores_that_differ_little_keep_their_order():
+    # At a large gamma all rows far from the training rows score close to the threshold,
+    # where float32 ties.
+    rng = np.random.default_rng(0)
+    data = training.training_set(rng.random((100, 2)))
+    fitted, _ = OneClassSVM(gamma=60.0).fit(KEY, data)
+    rows = np.stack([np.linspace(1.45, 1.6, 50), np.full(50, 0.5)], axis=1)
+    found = model.score(fitted, rows)
+    assert np.all(np.diff(found) > 0)
+    assert len(np.unique(found.astype(np.float32))) < 50
+
+
+def test_the_papers_choice_goes_from_raw_rows_to_a_model():
+    data, x_test, labels = problem()
+    few = selection.selection_rows(labels, 0)
+    options = OneClassSVM(selection="test_auc")
+    fitted, record = options.fit(KEY, data, selection_set=(x_test[few], labels[few]))
+    found = record.details["selection"]
+    assert found["by"] == "test_auc" and found["examples"] == len(few)
+    auroc = sklearn.metrics.roc_auc_score(labels[few], model.score(fitted, x_test[few]))
+    assert auroc == pytest.approx(max(found["criterion"]), abs=1e-3)
+    with pytest.raises(ValueError, match="selection_set contains nan"):
+        wrong = np.full_like(x_test[few], np.nan)
+        options.fit(KEY, data, selection_set=(wrong, labels[few]))
+
+
+def autoencoder(epochs=2):
+    stage = dataclasses.replace(training.PRETRAIN, epochs=epochs, batch_size=64)
+    return deep_sad.Autoencoder(pretrain=stage)
+
+
+def test_a_hybrid_is_scikit_learns_machine_on_the_codes(tmp_path):
+    data, x_test, _ = problem()
+    options = hybrid.Hybrid(autoencoder(), OneClassSVM(gamma=0.5, nu=0.0975))
+    options.check(data)
+    told = []
+    fitted, record = options.fit(
+        KEY, data, observe=lambda stage, done, _: told.append((stage, done))
+    )
+    assert list(options.stages().items()) == [("pretrain", 2), ("train", 1)]
+    assert {stage: done for stage, done in told} == options.stages()
+    assert record.details["hybrid"] is True and "pretrain" in record.history
+    assert record.seconds.keys() == {"pretrain", "train"}
+    codes, codes_test = (
+        model.embed(fitted.base, x) for x in (data.x[data.indices], x_test)
+    )
+    found = model.score(fitted, x_test)
+    machine = sklearn.svm.OneClassSVM(gamma=0.5, nu=0.0975, tol=1e-8).fit(codes)
+    expected = -machine.decision_function(codes_test)
+    np.testing.assert_allclose(found, expected, atol=1e-3)
+    np.testing.assert_array_equal(model.embed(fitted, x_test), codes_test)
+
+    # The linear kernel beside it.
+    linear = sklearn.svm.OneClassSVM(kernel="linear", nu=0.0975, tol=1e-8).fit(codes)
+    reference = model.score(hybrid.linear(fitted), x_test)
+    expected = -linear.decision_function(codes_test)
+    shift = np.median(reference - expected)  # the threshold may not be unique
+    np.testing.assert_allclose(
+        reference - shift, expected, atol=1e-3 * np.ptp(expected)
+    )
+
+    model.save(fitted, tmp_path / "model")
+    again = model.load(tmp_path / "model")
+    np.testing.assert_array_equal(model.score(again, x_test), found)
+    np.testing.assert_array_equal(model.score(hybrid.linear(again), x_test), reference)
+
+    # Its autoencoder serves again.
+    second = dataclasses.replace(options, initial=again.base)
+    assert list(second.stages()) == ["train"]
+    repeated, record = second.fit(KEY, data)
+    np.testing.assert_array_equal(model.score(repeated, x_test), found)
+    assert record.seconds.keys() == {"train"}
+
+
+def test_hybrids_of_densities_have_no_linear_reference():
+    data, x_test, _ = problem()
+    fitted, record = hybrid.Hybrid(autoencoder(1), KDE()).fit(KEY, data)
+    assert hybrid.linear(fitted) is None
+    assert record.details["selection"]["by"] == "likelihood"
+    assert np.isfinite(model.score(fitted, x_test)).all()
+
+
+def test_a_hybrid_needs_codes():
+    data, _, _ = problem()
+    forest, _ = Forest(n_trees=3).fit(KEY, data)
+    wrong = hybrid.Hybrid(autoencoder(), KDE(), initial=forest)
+    with pytest.raises(ValueError, match="initial is a model of Trees, which has no"):
+        wrong.check(data)
+    with pytest.raises(ValueError, match="kappa is 10000.0; with these C and labels"):
+        hybrid.Hybrid(autoencoder(), SSAD(kappa=1e4)).check(data)
+
+
+def test_hybrids_of_many_runs_are_those_of_single_runs():
+    data, x_test, labels = problem()
+    few = selection.selection_rows(labels, 0)
+    few = x_test[few], labels[few]
+    options = hybrid.Hybrid(autoencoder(1), OneClassSVM(selection="test_auc"))
+    keys = [jax.random.key(seed) for seed in range(2)]
+    together = options.fit_many(
+        keys, [data, data], seeds=[0, 1], selection_sets=[few, few], plan=MANY
+    )
+    for seed, (fitted, record) in enumerate(together):
+        alone, other = options.fit(keys[seed], data, seed=seed, selection_set=few)
+        found, expected = (model.score(m, x_test) for m in (fitted, alone))
+        np.testing.assert_allclose(found, expected, atol=1e-3 * np.ptp(expected))
+        assert record.details["selection"]["by"] == "test_auc"
+        assert record.details.keys() == other.details.keys()

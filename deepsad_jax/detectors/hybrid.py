@@ -2,7 +2,7 @@
 
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import jax
@@ -74,7 +74,7 @@ class Hybrid:
         key: jax.Array,
         data: Any,
         *,
-        scaling: Any = None,
+        preprocessing: Any = None,
         plan: Any = None,
         observe: Callable | None = None,
         keeper: Any = None,
@@ -85,7 +85,8 @@ class Hybrid:
 
         Args:
             key, plan, keeper: of the autoencoder's training.
-            data, scaling, observe, seed, selection_set: see `selection.Shallow.fit`.
+            data, preprocessing, observe, seed, selection_set: see
+                `selection.Shallow.fit`.
 
         Returns:
             A model whose base is the autoencoder's, and a record of both.
@@ -93,21 +94,48 @@ class Hybrid:
         Raises:
             ValueError: for options that do not fit the data.
         """
+        runs = {"plan": plan, "observe": observe, "keeper": keeper, "seeds": [seed]}
+        runs |= {"preprocessings": [preprocessing], "selection_sets": [selection_set]}
+        return self.fit_many([key], [data], **runs)[0]
+
+    def fit_many(
+        self,
+        keys: Sequence[jax.Array],
+        sets: Sequence[Any],
+        *,
+        preprocessings: Sequence[Any] | None = None,
+        plan: Any = None,
+        observe: Callable | None = None,
+        keeper: Any = None,
+        seeds: Sequence[int] | None = None,
+        selection_sets: Sequence[Any] | None = None,
+    ) -> list[tuple[Any, Any]]:
+        """As `fit`, of runs whose autoencoders are trained as the plan says."""
+        from deepsad_jax import training
+
+        seeds = seeds or [0] * len(keys)
+        for data, seed in zip(sets, seeds, strict=True):
+            self.check(data, seed)
+        if self.initial is not None:
+            trained = [(self.initial, training.Record({}, {}))] * len(keys)
+        else:
+            shared = {"plan": plan, "observe": observe, "keeper": keeper}
+            shared["preprocessings"] = preprocessings
+            trained = self.autoencoder.fit_many(keys, sets, **shared)
+        rows = zip(
+            trained, sets, seeds, selection_sets or [None] * len(keys), strict=True
+        )
+        return [self._on_codes(*run, observe) for run in rows]
+
+    def _on_codes(self, trained, data, seed, selection_set, observe):
         from deepsad_jax import model, training
 
-        self.check(data, seed)
-        base, record = self.initial, training.Record({}, {})
-        if base is None:
-            shared = {"plan": plan, "observe": observe, "keeper": keeper}
-            base, record = self.autoencoder.fit(key, data, scaling=scaling, **shared)
-
-        def codes(x):
-            return selection.as_table(model.embed(base, x, plan=plan))
-
+        base, record = trained
         raw, semi_targets = selection.examples(data)
-        x = codes(raw)
+        x = selection.as_table(model.embed(base, raw))
         if selection_set is not None:
-            selection_set = codes(np.asarray(selection_set[0])), selection_set[1]
+            few, labels = selection_set
+            selection_set = selection.as_table(model.embed(base, few)), labels
         began = time.perf_counter()
         options = {"seed": seed, "observe": observe, "selection_set": selection_set}
         (inner, variables), found = self.detector.fit_rows(x, semi_targets, **options)
@@ -117,9 +145,8 @@ class Hybrid:
             isinstance(inner, kernel_machines.KernelMachine)
             and inner.kernel != "linear"
         ):
-            linear_one = dataclasses.replace(self.detector, kernel="linear")
-            fit = linear_one.prepare(x, semi_targets, seed)
-            reference, parts["reference"] = fit(1.0)
+            detector = dataclasses.replace(self.detector, kernel="linear")
+            reference, parts["reference"] = detector.prepare(x, semi_targets, seed)(1.0)
         objective = OnCodes(base.objective, inner, reference)
         shape, method = raw.shape[1:], self.detector.method
         made = model.make(method, objective, parts, base.preprocessing, shape, base)
