@@ -187,6 +187,9 @@ def _programs(objective, optimizer, batch_size, plan, convolutional):
 @functools.lru_cache(maxsize=64)
 def is_convolutional(objective: Any, shape: tuple[int, ...]) -> bool:
     """Whether training computes convolutions, for examples of a shape."""
+    objective = getattr(objective, "autoencoder", objective)  # of a hybrid
+    if not hasattr(objective, "init"):
+        return False
     x = jax.ShapeDtypeStruct((2, *shape), jnp.float32)
     batch = Batch(x, jax.ShapeDtypeStruct((2,), jnp.float32))
     key = jax.random.key(0)

@@ -103,7 +103,8 @@ def _version(name: str) -> str:
 
 
 def score(model: Model, x: Any, *, plan: parallel.Plan | None = None) -> np.ndarray:
-    """Anomaly scores, `[n]` float32, higher = more anomalous.
+    """Anomaly scores, `[n]`, higher = more anomalous; float64 of kernel methods, else
+    float32.
 
     Args:
         model: from a fit, or from `load`.
@@ -153,7 +154,14 @@ def _apply(model, name, x, plan):
             parts.append(
                 epochs.evaluate(model.objective, name, model.variables, rows, plan)
             )
-    return np.concatenate(parts)
+    result = np.concatenate(parts)
+    if not np.isfinite(result).all():
+        row = int(np.argmin(np.isfinite(result.reshape(len(x), -1)).all(axis=1)))
+        raise ValueError(
+            f"the {name} of row {row} of x is not a finite number: its values are too "
+            "far from those of the training, or the model is damaged"
+        )
+    return result
 
 
 def save(model: Model, folder: str | os.PathLike) -> None:

@@ -218,7 +218,8 @@ def _nested(flat, like):
     for path, leaf in flax.traverse_util.flatten_dict(like).items():
         value = flat["/".join(map(str, path))]
         if _is_key(leaf):
-            value = jax.random.wrap_key_data(value, impl=jax.random.key_impl(leaf))
+            impl = jax.random.key_impl(jnp.empty((), leaf.dtype))
+            value = jax.random.wrap_key_data(value, impl=impl)
         found[path] = value
     return flax.traverse_util.unflatten_dict(found)
 
@@ -279,9 +280,10 @@ def network(thing: Any, name: str = "encoder") -> Network:
         return thing
     # Nobody has an NNX module before NNX has been imported, which takes its time.
     nnx = sys.modules.get("flax.nnx")
+    made = thing.func if isinstance(thing, functools.partial) else thing
     is_nnx = nnx is not None and (
         isinstance(thing, nnx.Module)
-        or (isinstance(thing, type) and issubclass(thing, nnx.Module))
+        or (isinstance(made, type) and issubclass(made, nnx.Module))
     )
     if isinstance(thing, nn.Module):
         _takes_train(type(thing).__call__)

@@ -12,7 +12,7 @@ What all values share (distances, kernel matrices) is computed once.
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -174,6 +174,28 @@ class Shallow:
         made = model.make(self.method, *fitted, scaling, x.shape[1:])
         seconds, details = {STAGE: time.perf_counter() - began}, {"selection": found}
         return made, training.Record({}, seconds, self.notes(found), details)
+
+    def fit_many(
+        self,
+        keys: Sequence[Any],
+        sets: Sequence[Any],
+        *,
+        preprocessings: Sequence[Any] | None = None,
+        seeds: Sequence[int] | None = None,
+        selection_sets: Sequence[Any] | None = None,
+        **options: Any,
+    ) -> list[tuple[Any, Any]]:
+        """As `fit`, of one run after the other."""
+        nothing = [None] * len(keys)
+        runs = zip(
+            *(keys, sets, preprocessings or nothing, seeds or [0] * len(keys)),
+            selection_sets or nothing,
+            strict=True,
+        )
+        return [
+            self.fit(key, data, preprocessing=p, seed=s, selection_set=few, **options)
+            for key, data, p, s, few in runs
+        ]
 
     def notes(self, found: dict[str, Any]) -> tuple[str, ...]:
         """What a user should know of a choice."""

@@ -151,6 +151,27 @@ def load_checkpoint(
         raise ValueError(f"{where}: {error}") from error
 
 
+def load_model(path: str | os.PathLike, preprocessing: Any) -> Any:
+    """The model of a `model.tar`, with what is applied to raw rows.
+
+    Raises:
+        ImportError, ValueError: as `load_checkpoint`; also if it has no center.
+    """
+    from deepsad_jax import model, objectives
+
+    found = load_checkpoint(path)
+    if found.center is None:
+        raise ValueError(f"{os.fspath(path)} has no center: it was not trained")
+    pair, base = networks.pair(found.network), None
+    common = (preprocessing, pair.input_shape)
+    if found.autoencoder is not None:
+        reconstruction = objectives.Autoencoder(pair.encoder, pair.decoder)
+        base = model.make("autoencoder", reconstruction, found.autoencoder, *common)
+    variables = {**found.encoder, "center": found.center}
+    objective = objectives.DeepSAD(pair.encoder)
+    return model.make("deep_sad", objective, variables, *common, base)
+
+
 def _checkpoint(network, center, state, autoencoder_state) -> TorchCheckpoint:
     encoder = from_state_dict(network, state)
     width = networks.pair(network).encoder.rep_dim

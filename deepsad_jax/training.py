@@ -9,6 +9,7 @@ devices a `parallel.Plan`. All of it is written for one run.
 
 import dataclasses
 import functools
+import inspect
 import numbers
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -18,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from deepsad_jax import checks, labels, metrics, parallel
+from deepsad_jax import checks, labels, metrics, parallel, values
 
 PyTree = Any
 Variables = dict[str, Any]
@@ -96,6 +97,36 @@ class Adam:
         )
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Optimizer(values.ByContent):
+    """An optimizer as a value: the function that makes it, and with what.
+
+    Optax's transformations are equal to themselves alone; stages that are to share
+    their compiled programs have these.
+
+    Attributes:
+        function: returns an `optax.GradientTransformation`; called with the options
+            and, if it has such an argument, with `steps`, those of an epoch.
+        options: pairs of a name and a value.
+    """
+
+    function: Callable
+    options: tuple[tuple[str, Any], ...] = ()
+
+    def __call__(self, steps: jax.typing.ArrayLike) -> optax.GradientTransformation:
+        options = dict(self.options)
+        if "steps" in inspect.signature(self.function).parameters:
+            options["steps"] = steps
+        made = self.function(**options)
+        _require(
+            "the optimizer",
+            made,
+            isinstance(made, optax.GradientTransformation),
+            "an optax.GradientTransformation",
+        )
+        return made
+
+
 @dataclasses.dataclass(frozen=True)
 class Stage:
     """One stage of training; the defaults are the original's.
@@ -143,11 +174,14 @@ class Stage:
             "stop or rollback",
         )
 
+    @property
+    def needs_steps(self) -> bool:
+        """Whether the optimizer depends on the number of steps in an epoch."""
+        return not isinstance(self.optimizer, optax.GradientTransformation)
+
     def optimizer_for(self, steps: Any) -> optax.GradientTransformation:
         """The optimizer of an epoch of so many steps."""
-        if isinstance(self.optimizer, optax.GradientTransformation):
-            return self.optimizer
-        return self.optimizer(steps)
+        return self.optimizer(steps) if self.needs_steps else self.optimizer
 
 
 PRETRAIN = Stage(Adam(weight_decay=0.5e-3))

@@ -3,51 +3,101 @@
 import importlib.metadata
 import pathlib
 import platform
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
-import ml_collections
 import numpy as np
 
 import deepsad_jax
-from deepsad_jax import checkpoints, metrics
-from deepsad_jax.data import scenario
-from experiments import methods, workdir
+from deepsad_jax import metrics, model, networks, parallel, selection, training
+from deepsad_jax.detectors import hybrid
+from experiments import build, session, workdir
 
 _REFERENCES = {"ae": "autoencoder", "vae": "VAE", "linear": "linear kernel"}
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "scikit-learn")
 
 
-def results(
-    config: ml_collections.ConfigDict,
-    problem: scenario.Scenario,
-    outcome: methods.Outcome,
-) -> dict[str, Any]:
-    """The figures of a run, as results.json holds them."""
-    problem, outcome = _tested(problem, outcome)
-    labels, semi_targets = problem.labels_test, problem.semi_targets
-    figures = {
+class Outcome(NamedTuple):
+    """What a method has found on one problem.
+
+    Attributes:
+        model: the trained model.
+        scores: anomaly scores of the test set, `[n_test]`, higher = more anomalous.
+        references: scores of by-products, such as "ae", the autoencoder.
+        history: for each stage, metrics per epoch.
+        tested: which test examples count in the figures, `[n_test]` bool.
+        figures: the content of results.json.
+    """
+
+    model: model.Model
+    scores: np.ndarray
+    references: dict[str, np.ndarray]
+    history: dict[str, dict[str, np.ndarray]]
+    tested: np.ndarray
+    figures: dict[str, Any]
+
+
+def outcome(
+    made: build.Experiment,
+    fitted: model.Model,
+    record: training.Record,
+    plan: parallel.Plan,
+) -> Outcome:
+    """Scores the test set, and says how well."""
+    x, labels = made.problem.x_test, made.problem.labels_test
+    scores = model.score(fitted, x, plan=plan)
+    references = {
+        name: model.score(base, x, plan=plan)
+        for name, base in _bases(made, fitted).items()
+    }
+    tested = np.ones(len(x), bool)
+    config = made.config
+    if config.selection == "test_auc" and not config.selection_in_test:
+        tested[selection.selection_rows(labels, config.seed)] = False
+    figures = _figures(made, record, scores, references, tested)
+    return Outcome(fitted, scores, references, record.history, tested, figures)
+
+
+def _bases(made, fitted) -> dict[str, model.Model]:
+    """The models whose scores are set beside those of a model."""
+    if made.config.hybrid:
+        linear = hybrid.linear(fitted)
+        return {} if linear is None else {"linear": linear}
+    if fitted.base is None:
+        return {}
+    return {"vae" if made.config.method == "m1_m2" else "ae": fitted.base}
+
+
+def _figures(made, record, scores, references, tested) -> dict[str, Any]:
+    config, problem = made.config, made.problem
+    labels, targets = problem.labels_test[tested], problem.semi_targets
+    found = {
         "method": config.method,
         "data": config.data.name,
-        "network": str(outcome.network) if outcome.network else None,
+        "label": made.label,
+        "network": _network(made),
         "seed": config.seed,
-        "auroc": metrics.auroc(labels, outcome.scores),
-        "average_precision": metrics.average_precision(labels, outcome.scores),
+        "auroc": metrics.auroc(labels, scores[tested]),
+        "average_precision": metrics.average_precision(labels, scores[tested]),
     }
-    for name, scores in outcome.reference_scores.items():
-        figures[f"{name}_auroc"] = metrics.auroc(labels, scores)
-        figures[f"{name}_average_precision"] = metrics.average_precision(labels, scores)
+    for name, values in references.items():
+        found[f"{name}_auroc"] = metrics.auroc(labels, values[tested])
+        found[f"{name}_average_precision"] = metrics.average_precision(
+            labels, values[tested]
+        )
     for stage, name in (("train", "train_seconds"), ("pretrain", "ae_train_seconds")):
-        if stage in outcome.seconds:
-            figures[name] = outcome.seconds[stage]
+        if stage in record.seconds:
+            found[name] = record.seconds[stage]
     return {
-        **figures,
-        "n_train": len(semi_targets),
-        "n_known_normal": np.sum(semi_targets == 1),
-        "n_known_outlier": np.sum(semi_targets == -1),
+        **found,
+        "trained": any(made.options.stages().values()),
+        "n_train": len(targets),
+        "n_known_normal": np.sum(targets == 1),
+        "n_known_outlier": np.sum(targets == -1),
         "n_test": len(labels),
         "n_test_outlier": np.sum(labels),
-        **outcome.details,
+        **record.details,
+        "notes": list(record.notes),
         "versions": {
             "deepsad_jax": deepsad_jax.__version__,
             "python": platform.python_version(),
@@ -57,48 +107,61 @@ def results(
     }
 
 
-def write(
+def _network(made) -> str | None:
+    """The name of the network, or what it is made of; None without one."""
+    options = made.options
+    if isinstance(options, hybrid.Hybrid):
+        options = options.autoencoder
+    if isinstance(options, selection.Shallow):
+        return None
+    pair = options.pair(made.problem.x_train.shape[1:])
+    for name, known in networks.PAPER.items():
+        if known.input_shape == pair.input_shape and known.encoder == pair.encoder:
+            return name
+    return made.config.encoder or " ".join(str(pair.encoder).split())
+
+
+def finish(
     folder: pathlib.Path,
-    problem: scenario.Scenario,
-    outcome: methods.Outcome,
-    figures: dict[str, Any],
+    made: build.Experiment,
+    fitted: tuple[model.Model, training.Record],
+    plan: parallel.Plan,
     *,
     draw: bool = True,
+) -> dict[str, Any]:
+    """Scores, and writes all that a sweep leaves of a run; returns its figures."""
+    found = outcome(made, *fitted, plan)
+    with workdir.atomic(folder / "metrics.jsonl") as file:
+        for stage, history in found.history.items():
+            epochs = len(next(iter(history.values()), ()))
+            lines = session.metric_lines(stage, history, 0, epochs)
+            file.write(lines.encode())
+    write(folder, made, found, draw=draw)
+    return found.figures
+
+
+def write(
+    folder: pathlib.Path, made: build.Experiment, found: Outcome, *, draw: bool = True
 ) -> None:
     """Writes scores, model and pictures; results.json, which says finished, at last.
 
     Args:
         folder: the working directory.
-        problem, outcome: what was run and found.
-        figures: from `results`.
+        made, found: what was run and found.
         draw: whether to draw the pictures.
     """
     workdir.write_arrays(
         folder / "scores.npz",
-        index=problem.index_test,
-        label=problem.labels_test,
-        score=outcome.scores,
+        index=made.problem.index_test,
+        label=made.problem.labels_test,
+        score=found.scores,
     )
-    if outcome.model is not None and not (folder / "model").exists():
-        checkpoints.save_model(folder / "model", outcome.model)
-    drawings = pictures(*_tested(problem, outcome)) if draw else {}
+    workdir.save_model(folder / "model", found.model)
+    drawings = pictures(made.problem, found) if draw else {}
     for name, figure in drawings.items():
         with workdir.atomic(folder / f"{name}.png") as file:
             figure.savefig(file, format="png", dpi=120)
-    workdir.write_json(folder / workdir.RESULTS, figures)
-
-
-def _tested(problem, outcome):
-    """Both without the test examples that do not count."""
-    if (tested := outcome.tested) is None:
-        return problem, outcome
-    names = ("x_test", "labels_test", "index_test")
-    problem = problem._replace(**{n: getattr(problem, n)[tested] for n in names})
-    reference = {n: s[tested] for n, s in outcome.reference_scores.items()}
-    scores = outcome.scores[tested]
-    return problem, outcome._replace(
-        scores=scores, reference_scores=reference, tested=None
-    )
+    workdir.write_json(folder / workdir.RESULTS, found.figures)
 
 
 def summary(figures: dict[str, Any], folder: pathlib.Path) -> str:
@@ -111,7 +174,10 @@ def summary(figures: dict[str, Any], folder: pathlib.Path) -> str:
     known += f"{figures['n_known_outlier']} known anomalies"
     lines = [
         f"{figures['method']} on {figures['data']}, seed {figures['seed']}",
-        f"  trained on     {figures['n_train']} examples ({known})",
+        f"  label          {figures['label']}",
+        f"  trained on     {figures['n_train']} examples ({known})"
+        if figures["trained"]
+        else "  not trained    only evaluated",
         f"  tested on      {figures['n_test']} examples "
         f"({figures['n_test_outlier']} anomalies)",
         f"  AUROC         {percent(figures['auroc'])}"
@@ -138,23 +204,27 @@ def summary(figures: dict[str, Any], folder: pathlib.Path) -> str:
     ]
     if times:
         lines.append(f"  times          {', '.join(times)}")
+    lines += [f"  note           {note}" for note in figures["notes"]]
     lines.append(f"  written to     {folder}")
     return "\n".join(lines)
 
 
-def pictures(problem: scenario.Scenario, outcome: methods.Outcome) -> dict[str, Any]:
+def pictures(problem: Any, found: Outcome) -> dict[str, Any]:
     """Matplotlib figures by name: scores, curves, losses, groups and samples."""
-    labels, scores = problem.labels_test, outcome.scores
+    tested = found.tested
+    labels, scores = problem.labels_test[tested], found.scores[tested]
     figures = {"score_histogram": _histogram(labels, scores)}
     if 0 < labels.sum() < len(labels):
-        figures["curves"] = _curves(labels, {"": scores, **outcome.reference_scores})
-    if outcome.history:
-        figures["losses"] = _losses(outcome.history)
-    trained = outcome.history.get("train", {})
+        references = {name: s[tested] for name, s in found.references.items()}
+        figures["curves"] = _curves(labels, {"": scores, **references})
+    if found.history:
+        figures["losses"] = _losses(found.history)
+    trained = found.history.get("train", {})
     if len(trained.get("distance_unlabelled", ())):
         figures["groups"] = _groups(trained)
-    if problem.x_test.ndim == 4:
-        figures["samples"] = _samples(problem.x_test, labels, scores)
+    x_test = problem.x_test[tested]
+    if x_test.ndim == 4 and x_test.shape[-1] in (1, 3):
+        figures["samples"] = _samples(x_test, labels, scores)
     return figures
 
 

@@ -2,7 +2,7 @@
 
     python -m experiments.run                                    # embedded digits
     python -m experiments.run --config=configs/odds.py:cardio --workdir=runs/cardio
-    python -m experiments.run --config=configs/mnist.py --config.data.normal_class=3 \
+    python -m experiments.run --config=configs/mnist.py --config.data.normal_class=3 \\
         --config.data.dir=DATA --config.train.epochs=50
 
 Results go to the working directory: config.json, metrics.jsonl (losses of each epoch),
@@ -12,26 +12,21 @@ score of each test example), model (the trained network) and pictures.
 
 import contextlib
 import pathlib
+from typing import TYPE_CHECKING
 
-import jax
-import ml_collections
 from absl import flags
 
-from deepsad_jax.data import scenario, sources
-from experiments import (
-    cli,
-    methods,
-    progress,
-    report,
-    resuming,
-    settings,
-    workdir,
-)
+from experiments import session, workdir
 
-flags.adopt_module_key_flags(cli)
+if TYPE_CHECKING:
+    import ml_collections
+
+flags.adopt_module_key_flags(session)
 
 
-def run(config: ml_collections.ConfigDict, folder: str, *, resume: bool = True) -> dict:
+def run(
+    config: "ml_collections.ConfigDict", folder: str, *, resume: bool = True
+) -> dict:
     """Runs the experiment that a config describes and writes it to a folder.
 
     Of several processes, only the first writes; those do not save checkpoints.
@@ -44,32 +39,34 @@ def run(config: ml_collections.ConfigDict, folder: str, *, resume: bool = True) 
     Returns:
         The content of results.json.
     """
-    method = methods.of(config)
-    settings.check(config)
-    source = sources.load(config.data.name, config.data.dir or None)
-    problem = scenario.make(source, settings.protocol(config), config.seed)
-    method.check(problem, config)
+    import jax
+
+    from experiments import build, report
+
+    made, plan = build.experiment(config), build.plan_of(config)
     if jax.process_index() > 0:
-        (outcome,) = method.run([problem], [config])
-        return report.results(config, problem, outcome)
+        (fitted,) = made.options.fit_many(**build.arguments([made], plan))
+        return report.outcome(made, *fitted, plan).figures
+    session.warm_imports()
     hybrid = "-hybrid" if config.hybrid else ""
     label = f"{pathlib.Path(config.data.name).stem}-{config.method}{hybrid}"
     target = workdir.prepare(folder, label, config.to_dict(), resume=resume)
-    metrics = target / "metrics.jsonl"
+    bars = session.OneRun(target / "metrics.jsonl", made.options.stages())
     with (
-        contextlib.closing(progress.OneRun(metrics, method.stages(config))) as bars,
-        resuming.keepers([config], [target], target) as keepers,
+        contextlib.closing(bars),
+        session.keepers([config], [target], target) as keepers,
     ):
-        (outcome,) = method.run([problem], [config], bars, keepers)
-    figures = report.results(config, problem, outcome)
-    report.write(target, problem, outcome, figures)
-    print(report.summary(figures, target))
-    return figures
+        keeper = keepers[0] if keepers else None
+        (fitted,) = made.options.fit_many(**build.arguments([made], plan, bars, keeper))
+    found = report.outcome(made, *fitted, plan)
+    report.write(target, made, found)
+    print(report.summary(found.figures, target))
+    return found.figures
 
 
-def main(config: ml_collections.ConfigDict) -> None:
-    run(config, cli.WORKDIR.value, resume=cli.RESUME.value == "auto")
+def main(config: "ml_collections.ConfigDict") -> None:
+    run(config, session.WORKDIR.value, resume=session.RESUME.value == "auto")
 
 
 if __name__ == "__main__":
-    cli.start(main)
+    session.start(main)

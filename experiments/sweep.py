@@ -21,18 +21,10 @@ import numpy as np
 from absl import flags
 
 from deepsad_jax import parallel
-from deepsad_jax.data import scenario, sources
-from experiments import (
-    cli,
-    methods,
-    progress,
-    report,
-    resuming,
-    settings,
-    workdir,
-)
+from deepsad_jax.data import sources
+from experiments import build, report, session, workdir
 
-flags.adopt_module_key_flags(cli)
+flags.adopt_module_key_flags(session)
 SEEDS = flags.DEFINE_integer("seeds", 5, "Seeds 0, 1, ... this many.", 1)
 TABLES = flags.DEFINE_list("tables", [], "ODDS tables, instead of the config's.")
 NORMAL_CLASSES = flags.DEFINE_list("normal_classes", [], "Normal classes, or all.")
@@ -108,8 +100,7 @@ def sweep(
         The results of all of them, in their order.
     """
     for config in configs:
-        methods.of(config)
-        settings.check(config)
+        build.check(config)
     target = pathlib.Path(folder)
     folders = [target / setting(c) / f"seed{c.seed}" for c in configs]
     waiting = [
@@ -117,13 +108,16 @@ def sweep(
         for config, path in zip(configs, folders, strict=True)
         if not _is_finished(config, path, resume)
     ]
-    workdir.remove_partial(target)
-    bars = progress.ManyRuns(
-        [methods.of(config).stages(config) for config, _ in waiting]
+    groups = [
+        list(group) for _, group in itertools.groupby(waiting, lambda w: w[0].data.name)
+    ]
+    steps = sum(
+        len(group) * sum(build.experiment(group[0][0]).options.stages().values())
+        for group in groups
     )
+    bars = session.ManyRuns(steps)
     with contextlib.closing(bars):
-        for _, group in itertools.groupby(waiting, lambda w: w[0].data.name):
-            group = list(group)
+        for group in groups:
             for start in range(0, len(group), at_once):
                 _run_group(group[start : start + at_once], target, bars, draw)
     return [workdir.read_json(path / workdir.RESULTS) for path in folders]
@@ -137,33 +131,38 @@ def _is_finished(config: Config, path: pathlib.Path, resume: bool) -> bool:
     return False
 
 
-def _run_group(group, target, bars: progress.ManyRuns, draw: bool) -> None:
-    """Runs what shares data and hyper-parameters, and writes each run's folder."""
+def _run_group(group, target, bars: session.ManyRuns, draw: bool) -> None:
+    """Runs what shares data and hyper-parameters, and writes each run's folder.
+
+    The runs share one compiled program wherever that is the fastest; elsewhere each is
+    written as soon as it is finished.
+    """
     configs, paths = [config for config, _ in group], [path for _, path in group]
-    config = configs[0]
-    method = methods.of(config)
-    source = sources.load(config.data.name, config.data.dir or None)
-    problems = [scenario.make(source, settings.protocol(c), c.seed) for c in configs]
-    for problem, single in zip(problems, configs, strict=True):
-        method.check(problem, single)
+    made = [build.experiment(config) for config in configs]
+    devices, plan = build.plan_of(configs[0]), None
+    if devices.devices == 1 and hasattr(made[0].options, "plan_for"):
+        plan = made[0].options.plan_for([each.data for each in made])
+    for config, path in zip(configs, paths, strict=True):
+        workdir.prepare(str(path), "", config.to_dict())
     bars.starts(len(group))
-    for single, path in zip(configs, paths, strict=True):
-        workdir.prepare(str(path), "", single.to_dict())
-    with resuming.keepers(configs, paths, target) as keepers:
-        outcomes = method.run(problems, configs, bars, keepers)
-        for i, outcome in enumerate(outcomes):
-            with workdir.atomic(paths[i] / "metrics.jsonl") as file:
-                for stage, history in outcome.history.items():
-                    epochs = len(history["loss"])
-                    lines = progress.metric_lines(stage, history, 0, epochs)
-                    file.write(lines.encode())
-            figures = report.results(configs[i], problems[i], outcome)
-            report.write(paths[i], problems[i], outcome, figures, draw=draw)
-            if keepers is not None:
-                keepers[i].discard()
+    with session.keepers(configs, paths, target) as keepers:
+        if plan is not None:
+            arguments = build.arguments(made, plan, bars)
+            for each, path, fitted in zip(
+                made, paths, made[0].options.fit_many(**arguments), strict=True
+            ):
+                report.finish(path, each, fitted, devices, draw=draw)
+            return
+        for i, (each, path) in enumerate(zip(made, paths, strict=True)):
+            keeper = keepers[i] if keepers else None
+            arguments = build.arguments([each], devices, bars, keeper)
+            (fitted,) = each.options.fit_many(**arguments)
+            report.finish(path, each, fitted, devices, draw=draw)
+            if keeper is not None:
+                keeper.discard()
 
 
-def summarise(configs: list[Config], results: list[dict]) -> list[dict]:
+def summarize(configs: list[Config], results: list[dict]) -> list[dict]:
     """Mean and standard deviation (over the runs, not their mean's) per setting."""
     rows = {}
     for config, result in zip(configs, results, strict=True):
@@ -239,15 +238,15 @@ def main(config: Config) -> None:
         raise ValueError(
             "in every combination the known anomalies are of the normal class"
         )
-    folder = cli.WORKDIR.value or str(workdir.prepare("", f"sweep-{config.method}"))
+    folder = session.WORKDIR.value or str(workdir.prepare("", f"sweep-{config.method}"))
     results = sweep(
         configs,
         folder,
         at_once=AT_ONCE.value,
         draw=PICTURES.value,
-        resume=cli.RESUME.value == "auto",
+        resume=session.RESUME.value == "auto",
     )
-    rows = summarise(configs, results)
+    rows = summarize(configs, results)
     workdir.write_json(pathlib.Path(folder, "summary.json"), rows)
     print(table(rows))
     print(f"written to {folder}")
@@ -256,4 +255,4 @@ def main(config: Config) -> None:
 if __name__ == "__main__":
     # Each core is a device of its own, so that runs can share them.
     jax.config.update("jax_num_cpu_devices", parallel.cores())
-    cli.start(main)
+    session.start(main)

@@ -61,7 +61,8 @@ class Deep:
                     "None for the one that fits"
                 )
             return found if decoder is None else found._replace(decoder=decoder)
-        # Of the same dtype as said, if it is a module that has one.
+        if decoder is not None and hasattr(decoder, "dtype"):
+            decoder = self._typed(decoder)
         return networks.Pair(self._typed(encoder), decoder, tuple(shape))
 
     def _typed(self, module):

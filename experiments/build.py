@@ -1,0 +1,470 @@
+"""From a config to the objects that the library takes, checked before anything runs."""
+
+import contextlib
+import dataclasses
+import functools
+import inspect
+import json
+import numbers
+import os
+import pathlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import ml_collections
+import numpy as np
+import optax
+
+from configs import default
+from deepsad_jax import (
+    detectors,
+    model,
+    networks,
+    parallel,
+    selection,
+    torch_weights,
+    training,
+    values,
+)
+from deepsad_jax.data import protocol, sources
+from deepsad_jax.detectors import hybrid
+
+ConfigDict = ml_collections.ConfigDict
+SHALLOW = ("ssad", "ocsvm", "kde", "isoforest")
+# What config.train.loss may be, the default first.
+LOSSES = {
+    "deep_sad": ("deep_sad", "hypersphere", "deviation"),
+    "deep_svdd": ("one_class", "soft_boundary"),
+}
+# Where an option stands in a config, if not under its own name at the top.
+_PLACES = {
+    "nu": "train.nu",
+    "record_groups": "train.record_groups",
+    "alpha": "m2.alpha",
+    **{name: f"ssad.{name}" for name in ("kappa", "C_unlabeled", "C_normal")},
+    "C_anomaly": "ssad.C_anomaly",
+    "kernel": "kernel.name",
+    **{name: f"kernel.{name}" for name in ("gamma", "coef0", "degree")},
+    "bandwidth": "kde.bandwidth",
+    **{name: f"isoforest.{name}" for name in ("n_trees", "n_samples")},
+}
+_OWN_PLACES = {"ocsvm": {"nu": "ocsvm.nu"}, "kde": {"kernel": "kde.kernel"}}
+
+
+class Experiment(NamedTuple):
+    """What a config describes.
+
+    Attributes:
+        config: the config.
+        problem: its data.
+        options: the method, one of `detectors.METHODS` or a hybrid.
+        label: which column is the label, and what its values mean.
+    """
+
+    config: ConfigDict
+    problem: protocol.Problem
+    options: Any
+    label: str
+
+    @property
+    def key(self) -> jax.Array:
+        return jax.random.key(self.config.seed)
+
+    @property
+    def data(self) -> training.TrainingSet:
+        problem = self.problem
+        return training.TrainingSet(
+            problem.x_train,
+            problem.indices.astype(np.int32),
+            problem.semi_targets.astype(np.float32),
+            np.int32(len(problem.indices)),
+        )
+
+    @property
+    def preprocessing(self) -> Any:
+        """That of the whole training part; None where a loaded model has its own."""
+        loaded = bool(self.config.load_model)
+        return None if loaded else self.problem.preprocessing
+
+
+def experiment(config: ConfigDict) -> Experiment:
+    """Loads the data of a config and makes its method.
+
+    Raises:
+        ValueError, OSError: for what is wrong in the config or the data.
+    """
+    check(config)
+    source = _source(config.data.name, config.data.dir)
+    drawn = protocol_of(config)
+    problem = protocol.make(source, drawn, config.seed)
+    with _named(config.method):
+        options = options_of(config, problem)
+        made = Experiment(config, problem, options, protocol.describe(source, drawn))
+        devices = config.devices or jax.device_count()
+        if devices > jax.device_count():
+            raise ValueError(
+                f"devices is {devices}, but there are {jax.device_count()}; 0 takes "
+                "them all"
+            )
+        if isinstance(options, (selection.Shallow, hybrid.Hybrid)):
+            options.check(made.data, config.seed)
+        else:
+            options.check(made.data, devices)
+            for objective in options.objectives(problem.x_train.shape[1:]):
+                values.to_json(objective)  # what cannot be saved is not trained
+    if config.load_model:
+        _check_overlap(config, problem)
+    return made
+
+
+@functools.lru_cache(maxsize=2)
+def _source(name: str, folder: str) -> sources.Source:
+    return sources.load(name, folder or None)
+
+
+def arguments(
+    experiments: Sequence[Experiment],
+    plan: parallel.Plan | None,
+    observe: Callable | None = None,
+    keeper: Any = None,
+) -> dict[str, Any]:
+    """The arguments of `fit_many` for experiments of one method."""
+    first = experiments[0]
+    found = {
+        "keys": [each.key for each in experiments],
+        "sets": [each.data for each in experiments],
+        "preprocessings": [each.preprocessing for each in experiments],
+        "plan": plan,
+        "observe": observe,
+        "keeper": keeper,
+    }
+    if isinstance(first.options, (selection.Shallow, hybrid.Hybrid)):
+        found["seeds"] = [each.config.seed for each in experiments]
+        found["selection_sets"] = [_selection_set(each) for each in experiments]
+    return found
+
+
+def _selection_set(made: Experiment) -> tuple[np.ndarray, np.ndarray] | None:
+    if made.config.selection != "test_auc":
+        return None
+    problem = made.problem
+    rows = selection.selection_rows(problem.labels_test, made.config.seed)
+    return problem.x_test[rows], problem.labels_test[rows]
+
+
+def plan_of(config: ConfigDict) -> parallel.Plan:
+    """The devices of a run."""
+    devices = config.devices or jax.device_count()
+    return parallel.split_batch(devices)
+
+
+def protocol_of(config: ConfigDict) -> protocol.Protocol:
+    """The semi-supervised protocol that `config.data` describes."""
+    fields = dataclasses.fields(protocol.Protocol)
+    return protocol.Protocol(
+        **{field.name: config.data[field.name] for field in fields}
+    )
+
+
+def options_of(config: ConfigDict, problem: protocol.Problem) -> Any:
+    """The method of a config, with its options."""
+    if not config.hybrid:
+        return _options(config, config.method, problem)
+    if config.method not in SHALLOW:
+        raise ValueError(
+            f"hybrid is for the shallow baselines; {config.method} is deep by itself"
+        )
+    if not (config.load_model or config.pretrain.enabled):
+        raise ValueError(
+            "hybrid needs the codes of an autoencoder: leave config.pretrain.enabled "
+            "on, or name a model by config.load_model"
+        )
+    return hybrid.Hybrid(
+        _options(config, "autoencoder", problem),
+        _options(config, config.method, problem),
+    )
+
+
+def _options(config, method, problem):
+    kind = detectors.METHODS[method]
+    places = {**_PLACES, **_OWN_PLACES.get(method, {})}
+    special = {
+        "encoder": lambda: _encoder(config, problem.x_train.shape[1:]),
+        "decoder": lambda: _decoder(config, problem.x_train.shape[1:]),
+        "loss": lambda: _loss(config),
+        "train": lambda: _stage(config, "train"),
+        "pretrain": lambda: _stage(config, "pretrain"),
+        "initial": lambda: _initial(config, problem),
+    }
+    found = {}
+    for field in dataclasses.fields(kind):
+        if field.name in special:
+            found[field.name] = special[field.name]()
+        else:
+            value = config
+            for part in places.get(field.name, field.name).split("."):
+                value = value[part]
+            found[field.name] = value
+    if method in SHALLOW and config.load_model and not config.hybrid:
+        raise ValueError(
+            f"load_model is for networks, but {method} has none unless config.hybrid"
+        )
+    return kind(**found)
+
+
+def _stage(config: ConfigDict, name: str) -> training.Stage | None:
+    section = config[name]
+    try:
+        optimizer = training.Adam(
+            section.learning_rate, section.milestones, section.weight_decay
+        )
+        if config.optimizer:
+            optimizer = _optimizer(config)
+        stage = training.Stage(
+            optimizer, section.epochs, section.batch_size, section.on_divergence
+        )
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
+    return stage if name == "train" or section.enabled else None
+
+
+def _optimizer(config: ConfigDict) -> training.Optimizer:
+    name, options = config.optimizer, dict(config.optimizer_options)
+    if ":" in name:
+        function = values.imported(name, "optimizer")
+    else:
+        function = getattr(optax, name, None)
+    if not callable(function):
+        raise ValueError(
+            f"optimizer is {name!r}; it must be the name of a function in optax, or "
+            "module:name of one that makes an optimizer"
+        )
+    made = training.Optimizer(function, tuple(sorted(options.items())))
+    _called("optimizer", made, 1)
+    return made
+
+
+def _called(name, function, *arguments, **options):
+    try:
+        return function(*arguments, **options)
+    except Exception as error:  # whatever a function of a user raises
+        raise ValueError(
+            f"{name} cannot be made with its {name}_options ({error})"
+        ) from error
+
+
+def _encoder(config: ConfigDict, shape: tuple[int, ...]) -> Any:
+    if config.encoder and config.network:
+        raise ValueError(
+            f"encoder is {config.encoder!r} and network is {config.network!r}; give one"
+        )
+    if ":" in config.encoder:
+        return _module(config, "encoder")
+    return _ours(config, shape, 0) or config.encoder or config.network or None
+
+
+def _decoder(config: ConfigDict, shape: tuple[int, ...]) -> Any:
+    if config.decoder:
+        return _module(config, "decoder")
+    return None if ":" in config.encoder else _ours(config, shape, 1)
+
+
+def _ours(config, shape, which):
+    """Our encoder or decoder with another slope, or None where that is the default."""
+    name = config.encoder or config.network
+    pair = networks.pair(name) if name else networks.for_shape(shape)
+    if config.slope == pair.encoder.slope:
+        return None
+    if not (training.is_finite(config.slope) and config.slope >= 0):
+        raise ValueError(f"slope is {config.slope}; it must be >= 0 and finite")
+    return pair.clone(slope=float(config.slope))[which]
+
+
+def _module(config: ConfigDict, name: str) -> Any:
+    """A module of a user: the object itself, or what it makes of its options."""
+    found, options = (
+        values.imported(config[name], name),
+        dict(config[f"{name}_options"]),
+    )
+    if isinstance(found, tuple):
+        return found
+    if not callable(found):
+        raise ValueError(f"{name} is {config[name]!r}, which is not a module")
+    if "rngs" in inspect.signature(found).parameters:  # NNX makes it with a key
+        return functools.partial(found, **options) if options else found
+    return _called(name, found, **options)
+
+
+def _loss(config: ConfigDict) -> Any:
+    allowed = LOSSES[config.method if config.method in LOSSES else "deep_sad"]
+    name = config.train.loss
+    if name and name not in allowed:
+        raise ValueError(
+            f"train.loss is {name!r}; for {config.method} it must be one of "
+            f'{", ".join(allowed)}, or "" for the first of these'
+        )
+    if not config.loss:
+        return name or allowed[0]
+    if ":" not in config.loss:
+        return config.loss
+    found = values.imported(config.loss, "loss")
+    options = dict(config.loss_options)
+    unknown = set(options) - set(inspect.signature(found).parameters)
+    if unknown:
+        raise ValueError(f"loss_options has {sorted(unknown)}, which the loss has not")
+    return functools.partial(found, **options) if options else found
+
+
+def _initial(config: ConfigDict, problem: protocol.Problem) -> model.Model | None:
+    path = config.load_model
+    if not path:
+        return None
+    if pathlib.Path(path).is_dir():
+        found = model.load(path)
+        if not found.info.get("keeps_scaling", True):
+            found = _scaled_by(found, problem.preprocessing)
+    else:
+        try:
+            found = torch_weights.load_model(path, problem.preprocessing)
+        except ImportError as error:
+            raise ValueError(f"{path}: {error}") from error
+    expected = tuple(found.info["shape"])
+    if expected != problem.x_train.shape[1:]:
+        raise ValueError(
+            f"the model {path} takes examples of shape {expected}, but the data have "
+            f"{problem.x_train.shape[1:]}"
+        )
+    return found
+
+
+def _scaled_by(found: model.Model, scaling: Any) -> model.Model:
+    """A model that did not keep the scaling of its table, with another one."""
+    base = found.base and _scaled_by(found.base, scaling)
+    return dataclasses.replace(found, preprocessing=scaling, base=base)
+
+
+def _check_overlap(config: ConfigDict, problem: protocol.Problem) -> None:
+    """Raises ValueError if a loaded model was trained on rows of this test set."""
+    folder = pathlib.Path(config.load_model).absolute().parent
+    path = folder / "config.json"
+    if not path.is_file():
+        return
+    with _damaged_is_value_error(path):
+        saved = json.loads(path.read_text())["data"]
+        before = {name: saved[name] for name in ("name", "normal_class")}
+    for name in ("name", "normal_class"):
+        if before[name] != config.data[name]:
+            if not config.hybrid:
+                return
+            raise ValueError(
+                f"config.load_model {config.load_model} was trained with data.{name} "
+                f"{before[name]}, but config.data.{name} is {config.data[name]}"
+            )
+    path = folder / "scores.npz"
+    if not path.is_file():
+        return
+    with _damaged_is_value_error(path), np.load(path, allow_pickle=False) as scores:
+        index = scores["index"]
+    if not np.array_equal(index, problem.index_test):
+        raise ValueError(
+            f"config.load_model {config.load_model} was trained on another "
+            "split, so that its training set overlaps this test set; use the "
+            "seed of that run"
+        )
+
+
+@contextlib.contextmanager
+def _damaged_is_value_error(path: pathlib.Path) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # readers raise many kinds for damaged files
+        raise ValueError(
+            f"{path}, next to config.load_model, is damaged; restore it or move the "
+            "model to a folder of its own"
+        ) from error
+
+
+@contextlib.contextmanager
+def _named(method: str) -> Iterator[None]:
+    """Errors that begin with the name of an option get that of its field."""
+    try:
+        yield
+    except ValueError as error:
+        message = str(error)
+        first = message.split(" ")[0].rstrip(":")
+        places = {**_PLACES, **_OWN_PLACES.get(method, {})}
+        place = places.get(first, first)
+        if place.split(".")[0] in default.get_config():
+            message = f"config.{place}{message[len(first) :]}"
+        raise ValueError(message) from error
+
+
+def check(config: ConfigDict) -> None:
+    """Raises ValueError for what is wrong in a config, whatever the data are."""
+    method = config.get("method")
+    if not isinstance(method, str) or method not in detectors.METHODS:
+        found = repr(method) if isinstance(method, str) else f"of {type(method)}"
+        raise ValueError(
+            f"config.method is {found}; it must be one of "
+            f"{', '.join(detectors.METHODS)}"
+        )
+    _check_fields(config, default.get_config(), "config")
+    if not 0 <= config.seed < 2**32:
+        raise ValueError(f"config.seed is {config.seed}; it must be in [0, 2^32)")
+    if config.load_model and not os.path.exists(config.load_model):
+        raise FileNotFoundError(f"config.load_model: there is no {config.load_model}")
+    if config.dtype not in ("float32", "bfloat16"):
+        raise ValueError(
+            f"config.dtype is {config.dtype!r}; it must be float32 or bfloat16"
+        )
+    if config.devices < 0:
+        raise ValueError(f"config.devices is {config.devices}; it must be >= 0")
+    for name, least in (("epochs", 1), ("seconds", 0), ("keep", 1)):
+        value = config.checkpoint[name]
+        if not value >= least:
+            raise ValueError(
+                f"config.checkpoint.{name} is {value}; it must be at least {least}"
+            )
+    protocol_of(config)
+    with _named(method):
+        for stage in ("pretrain", "train"):
+            _stage(config, stage)
+        if name := config.encoder or config.network:
+            ":" in name or networks.pair(name)
+        _loss(config)
+
+
+# What a field may be, by the type of its default.
+_KINDS = {
+    bool: (bool, "True or False"),
+    int: (numbers.Integral, "an integer"),
+    float: (numbers.Real, "a number"),
+    str: (str, "a text"),
+    tuple: (tuple, "a tuple"),
+    ConfigDict: (ConfigDict, "a section of fields"),
+}
+
+
+def _check_fields(config: ConfigDict, expected: ConfigDict, name: str) -> None:
+    """Raises ValueError unless a config has the fields of another, of their types."""
+    for field in sorted({*config, *expected}):
+        if field not in expected:
+            raise ValueError(
+                f"{name} has no field {field!r}; its fields are {', '.join(expected)}"
+            )
+        if field not in config:
+            raise ValueError(
+                f"{name}.{field} is missing; configs/default.py has all fields"
+            )
+        value, kind = config[field], type(expected[field])
+        if value is None and field in ("encoder", "decoder"):
+            config[field] = ""
+            continue
+        allowed, description = _KINDS[kind]
+        is_bool = isinstance(value, bool)
+        if not isinstance(value, allowed) or is_bool != (kind is bool):
+            found = "a section" if isinstance(value, ConfigDict) else repr(value)
+            raise ValueError(f"{name}.{field} is {found}; it must be {description}")
+        if kind is ConfigDict and not field.endswith("_options"):
+            _check_fields(value, expected[field], f"{name}.{field}")
