@@ -510,7 +510,23 @@ def _by_label(semi_targets, unlabeled, normal, anomalous) -> jax.Array:
 
 def _wide(x: jax.typing.ArrayLike) -> jax.Array:
     x = jnp.asarray(x)
+    if x.dtype == jnp.float16:
+        return _from_half(x)
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+@jax.custom_vjp
+def _from_half(x: jax.Array) -> jax.Array:
+    return x.astype(jnp.float32)
+
+
+def _clipped(_, gradient):
+    # Near the center, those of anomalies are beyond the range of float16.
+    most = float(jnp.finfo(jnp.float16).max)
+    return (jnp.clip(gradient, -most, most).astype(jnp.float16),)
+
+
+_from_half.defvjp(lambda x: (x.astype(jnp.float32), None), _clipped)
 
 
 def _check_positive(name: str, value: float) -> None:

@@ -89,16 +89,49 @@ def test_hypersphere_gradient_is_continuous_where_its_forms_meet():
     np.testing.assert_allclose(actual, np.sqrt(0.5), rtol=2e-3)
 
 
-@pytest.mark.parametrize("loss", [losses.deep_sad_loss, losses.hypersphere_loss])
-@pytest.mark.parametrize("semi_target", [-1, 0, 1])
-@pytest.mark.parametrize("distance", [0.0, 1e-30, 1e-3, 1.0, 1e15, 1e25])
-def test_gradients_are_finite(loss, semi_target, distance):
-    def total(z):
-        return jnp.sum(loss(z, jnp.array([semi_target]), CENTER))
+DISTANCES = np.array([0.0, 1e-30, 1e-6, 1e-3, 4e-3, 0.05, 1.0, 1e15, 1e25], "float32")
 
-    value, gradient = jax.value_and_grad(total)(jnp.asarray(CENTER + distance)[None])
-    assert np.isfinite(gradient).all()
-    assert value >= 0
+
+@pytest.mark.parametrize("epsilon", [1e-6, 1e-12])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
+@pytest.mark.parametrize("loss", [losses.deep_sad_loss, losses.hypersphere_loss])
+def test_gradients_are_finite(loss, dtype, epsilon):
+    # 300 is far for float16, whose squares are beyond its range.
+    most = float(jnp.finfo(dtype).max)
+    distances = np.minimum(DISTANCES, 300.0 if most < 1e5 else np.inf)
+    z = jnp.tile(jnp.asarray(CENTER + distances[:, None], dtype), (3, 1))
+    targets = np.repeat([-1, 0, 1], len(DISTANCES))
+
+    def gradient(z):
+        values, pullback = jax.vjp(
+            lambda z: loss(z, targets, CENTER, epsilon=epsilon), z
+        )
+        return values, np.asarray(pullback(jnp.ones_like(values))[0], np.float32)
+
+    values, gradients = gradient(z)
+    assert values.dtype == jnp.float32 and (values >= 0).all()
+    assert np.isfinite(values[np.tile(distances, 3) < 1e16]).all()
+    assert np.isfinite(gradients).all()
+    # Narrow numbers are widened first, and their gradients are the nearest there are.
+    wide_values, wide = gradient(z.astype(jnp.float32))
+    np.testing.assert_array_equal(values, wide_values)
+    np.testing.assert_allclose(
+        gradients, np.clip(wide, -most, most), rtol=1e-2, atol=1e-6
+    )
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_narrow_numbers_are_widened_first(dtype, embeddings):
+    z = jnp.asarray(embeddings, dtype)
+    targets = jnp.array([0, 1, -1, 0, 1, -1, 0])
+    for name in ("deviation", "one_class", "soft_boundary", "classification"):
+        loss = OF_EMBEDDINGS[name]
+        actual, expected = loss(z, targets), loss(z.astype(jnp.float32), targets)
+        assert actual.dtype == jnp.float32
+        np.testing.assert_array_equal(actual, expected)
+    x = jnp.full((1, 4), 300.0, dtype)
+    errors = losses.reconstruction_error(x, jnp.zeros((1, 4)))
+    np.testing.assert_allclose(errors, [9e4], rtol=1e-2)
 
 
 def test_hypersphere_loss_is_the_cross_entropy_of_the_publication(embeddings):
@@ -215,7 +248,7 @@ def test_m2_loss_is_that_of_the_publication():
 
 
 def test_m2_loss_of_the_best_classifier_is_the_marginal_likelihood():
-    # Over q the unlabelled bound is largest at the posterior: log of the summed bounds.
+    # Over q the unlabeled bound is largest at the posterior: log of the summed bounds.
     bounds = np.array([[-3.0, -4.5]])
     posterior = scipy.special.log_softmax(bounds, axis=1)
     best = losses.m2_loss(bounds, posterior, np.zeros(1))
@@ -229,8 +262,8 @@ def test_m2_loss_of_the_best_classifier_is_the_marginal_likelihood():
     [
         ([0, 0, 1, -1], (1 + 2) / 2 + (3 + 5) / 2),
         ([0, 0, 0, 1], (1 + 2 + 3) / 3 + 5),
-        ([0, 0, 0, 0], 11 / 4),  # no labelled example
-        ([1, -1, 1, 1], 11 / 4),  # no unlabelled example
+        ([0, 0, 0, 0], 11 / 4),  # no labeled example
+        ([1, -1, 1, 1], 11 / 4),  # no unlabeled example
     ],
 )
 def test_balanced_losses_have_the_sum_of_both_means(semi_targets, expected):
@@ -299,6 +332,44 @@ def test_clamp_center_moves_small_components_and_keeps_signs():
     expected = [-0.5, -0.1, 0.1, 0.1, 0.1, 0.1, 3.0]
     np.testing.assert_allclose(losses.clamp_center(center), expected, rtol=1e-6)
     assert losses.clamp_center(jnp.array([0.2]), minimum=0.3) == pytest.approx(0.3)
+
+
+OF_TARGETS = {
+    name: OF_EMBEDDINGS[name]
+    for name in ("deep_sad", "hypersphere", "deviation", "classification", "m2")
+}
+
+
+@pytest.mark.parametrize("loss", OF_TARGETS.values(), ids=OF_TARGETS)
+def test_other_targets_are_refused_or_give_nan(loss, embeddings):
+    for strange in (2, 0.5, -2, np.nan):
+        targets = np.array([0, 1, -1, strange, 1, -1, 0])
+        with pytest.raises(ValueError, match=f"semi_targets contains {strange}; allow"):
+            loss(embeddings, targets)
+        with pytest.raises(ValueError, match="allowed are .1 .known normal., 0"):
+            jax.jit(lambda z, y=targets: loss(z, y))(embeddings)
+        values = jax.jit(loss)(embeddings, targets)  # here they are traced
+        np.testing.assert_array_equal(np.isnan(values), np.arange(7) == 3)
+
+
+@pytest.mark.parametrize("loss", [losses.deep_sad_loss, losses.hypersphere_loss])
+@pytest.mark.parametrize("name", ["eta", "epsilon"])
+@pytest.mark.parametrize(
+    "value", [0, -1.0, np.float32(-1), np.int8(-1), np.inf, np.nan], ids=repr
+)
+def test_hyper_parameters_out_of_range_are_refused(loss, name, value, embeddings):
+    with pytest.raises(ValueError, match=f"{name} is {value}; it must be .*finite"):
+        loss(embeddings, np.zeros(7), CENTER, **{name: value})
+
+
+def test_epsilon_is_at_least_what_float32_can_differentiate(embeddings):
+    with pytest.raises(ValueError, match="epsilon is 1e-13; it must be at least 1e-12"):
+        losses.deep_sad_loss(embeddings, np.zeros(7), CENTER, epsilon=1e-13)
+    # What is traced cannot be seen, and is the caller's responsibility.
+    traced = jax.jit(
+        lambda e: losses.deep_sad_loss(embeddings, np.zeros(7), CENTER, eta=e)
+    )
+    assert np.isfinite(traced(-1.0)).all()
 
 
 def test_wrong_arguments_are_named(embeddings):
