@@ -145,9 +145,10 @@ class NNXNetwork(Network):
                     part.axis_name = parallel.AXIS
         output = module(x, **self._arguments(True))
         _, *states = nnx.split(module, *self._kinds)
-        named = zip(self._names, states, strict=True)
-        updated = {name: _flat(nnx.to_pure_dict(state)) for name, state in named}
-        return output, {**variables, **updated, "params": variables["params"]}
+        for state, name in zip(states[1:], self._names[1:], strict=True):
+            new = _flat(nnx.to_pure_dict(state))  # and what was sown, which is dropped
+            variables = {**variables, name: {n: new[n] for n in variables[name]}}
+        return output, variables
 
     _names = ("params", "batch_stats", "rest")
 
@@ -216,7 +217,7 @@ def _nested(flat, like):
     """The inverse of `_flat`, for the paths and the kinds of keys of `like`."""
     found = {}
     for path, leaf in flax.traverse_util.flatten_dict(like).items():
-        value = flat["/".join(map(str, path))]
+        value = jnp.asarray(flat["/".join(map(str, path))])
         if _is_key(leaf):
             impl = jax.random.key_impl(jnp.empty((), leaf.dtype))
             value = jax.random.wrap_key_data(value, impl=impl)
@@ -289,7 +290,9 @@ def network(thing: Any, name: str = "encoder") -> Network:
         _takes_train(type(thing).__call__)
         found = Network(thing)
     elif is_nnx or (callable(thing) and _makes_nnx(thing)):
-        found = NNXNetwork(thing)
+        # An instance as it is now, whatever becomes of it.
+        is_made = is_nnx and isinstance(thing, nnx.Module)
+        found = NNXNetwork(nnx.clone(thing) if is_made else thing)
     elif isinstance(thing, tuple) and len(thing) == 2 and all(map(callable, thing)):
         found = PureNetwork(thing)
     else:

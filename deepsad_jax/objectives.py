@@ -121,11 +121,14 @@ class DeepSAD(values.ByContent):
 
     def init(self, key: jax.Array, x: jax.Array) -> Variables:
         variables = self.encoder.init(key, x)
+        if taken := [name for name in _OWN if name in variables]:
+            raise ValueError(f"the encoder has a collection {taken[0]}; rename it")
         embeddings = jax.eval_shape(self.encoder.apply, variables, x)
-        if embeddings.ndim != 2:
+        shape = getattr(embeddings, "shape", None)
+        if shape is None or len(shape) != 2 or shape[0] != len(x):
             raise ValueError(
-                f"the encoder returns shape {embeddings.shape} for x of shape {x.shape}"
-                "; it must return [batch, rep_dim]"
+                f"the encoder returns {shape and f'shape {shape}' or type(embeddings)} "
+                f"for x of shape {x.shape}; it must return [batch, rep_dim]"
             )
         return {**variables, "center": jnp.full(embeddings.shape[1], jnp.nan)}
 

@@ -10,6 +10,7 @@ data before training. What can be passed through only once is refused beforehand
 is needed twice.
 """
 
+import itertools
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -33,6 +34,7 @@ class Stream:
         example: the first rows, as they come.
         steps: number of batches in a pass, 0 if it was not needed.
         preprocessing: what is applied to `x`.
+        has_anomalies: whether there are known anomalies, as far as it is known.
 
     Raises:
         ValueError: if it is not such an iterable, is empty, or can be passed through
@@ -52,10 +54,10 @@ class Stream:
                 f"data is a {type(source).__name__}; it must be a training set from "
                 "training.training_set, or an iterable of batches (x, semi_targets)"
             )
-        self._source = source
+        self._source, self._begun = source, None
         has_length = hasattr(source, "__len__")
         surveys = scaling is None or (needs_steps and not has_length)
-        if passes + surveys > 1 and self._is_one_shot():
+        if passes + surveys > 1 and isinstance(source, Iterator):
             raise ValueError(
                 f"data can be passed through only once, but {passes + surveys} passes "
                 "are needed (epochs, the center, and a survey of its values); give an "
@@ -64,22 +66,28 @@ class Stream:
             )
         self.preprocessing, self.steps = scaling, len(source) if has_length else 0
         self.example: Any = None
+        self.has_anomalies = True
         if surveys:
             self._survey(scaling)
-
-    def _is_one_shot(self) -> bool:
-        source = self._source
-        return not callable(source) and iter(source) is source
+        else:
+            begun = self._pass()
+            self._begun = itertools.chain([next(begun)], begun)
 
     def _pass(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         source = self._source() if callable(self._source) else self._source
+        if not hasattr(source, "__iter__"):
+            raise ValueError(
+                f"data returns a {type(source).__name__}; it must return an iterator "
+                "of batches (x, semi_targets)"
+            )
+        number = -1
         for number, batch in enumerate(source):
             if not isinstance(batch, (tuple, list)) or len(batch) != 2:
                 raise ValueError(
                     f"batch {number} of data is a {type(batch).__name__}; it must be "
-                    "(x, semi_targets)"
+                    "(x, semi_targets); whole arrays go through training_set"
                 )
-            x, targets = np.asarray(batch[0]), np.asarray(batch[1])
+            x = checks.rows(batch[0], f"x of batch {number}")
             if self.example is None:
                 self.example = x[:1]
             if x.shape[1:] != self.example.shape[1:] or x.dtype != self.example.dtype:
@@ -89,12 +97,10 @@ class Stream:
                     f"{', '.join(map(str, self.example.shape[1:]))}] "
                     f"{self.example.dtype}"
                 )
-            yield (
-                x,
-                labels.check_semi_targets(
-                    f"semi_targets of batch {number}", targets, len(x), warn=False
-                ),
-            )
+            name = f"semi_targets of batch {number}"
+            yield x, labels.check_semi_targets(name, batch[1], len(x), warn=False)
+        if number < 0:
+            raise ValueError("data has no batch; it must have at least one")
 
     def _survey(self, scaling):
         low = high = None
@@ -108,10 +114,8 @@ class Stream:
                 least, most = flat.min(axis=0), flat.max(axis=0)
                 low = least if low is None else np.minimum(low, least)
                 high = most if high is None else np.maximum(high, most)
-        if not steps:
-            raise ValueError("data has no batch; it must have at least one")
         labels.warn_of_ones("semi_targets", 1 in seen, -1 in seen)
-        self.steps = steps
+        self.steps, self.has_anomalies = steps, -1 in seen
         if scaling is None and low is None:
             self.preprocessing = preprocessing.Bytes()
         elif scaling is None:
@@ -123,8 +127,9 @@ class Stream:
         Where devices share the batches, the rows beyond a multiple of their number are
         left out, with a warning at the first time; batches of one row always are.
         """
-        for x, targets in self._pass():
-            self.preprocessing.check(x, "x of a batch")
+        begun, self._begun = self._begun, None
+        for number, (x, targets) in enumerate(begun or self._pass()):
+            self.preprocessing.check(x, f"x of batch {number}")
             whole = len(x) // devices * devices
             if whole < len(x) or whole < 2 * devices:
                 warnings.warn(

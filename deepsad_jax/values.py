@@ -8,8 +8,10 @@ path, `module:name`.
 
 import dataclasses
 import functools
+import hashlib
 import importlib
 import math
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -36,6 +38,9 @@ def key(value: Any, where: str = "the value") -> Any:
         return "array", array.shape, str(array.dtype), array.tobytes()
     if (dtype := _dtype(value)) is not None:
         return "dtype", dtype
+    if isinstance(value, getattr(sys.modules.get("flax.nnx"), "Module", ())):
+        graph, state = sys.modules["flax.nnx"].split(value)
+        return "nnx", key(graph, where), tuple(map(_digest, jax.tree.leaves(state)))
     if isinstance(value, functools.partial):
         content = {"": value.func, **dict(enumerate(value.args)), **value.keywords}
         return "partial", key({str(n): v for n, v in content.items()}, where)
@@ -58,6 +63,13 @@ def key(value: Any, where: str = "the value") -> Any:
             "content; use numbers, texts, tuples, functions or frozen dataclasses"
         ) from None
     return type(value), value
+
+
+def _digest(leaf: jax.Array) -> tuple[Any, ...]:
+    if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        leaf = jax.random.key_data(leaf)
+    leaf = np.asarray(leaf)
+    return leaf.shape, str(leaf.dtype), hashlib.sha256(leaf.tobytes()).digest()
 
 
 def _dtype(value: Any) -> str | None:
