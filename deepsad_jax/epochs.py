@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from deepsad_jax import fast_cpu, parallel, streams, training
+from deepsad_jax import fast_cpu, methods, parallel, streams, training
 from deepsad_jax.training import Batch, TrainingSet
 
 Variables = dict[str, Any]
@@ -141,7 +141,7 @@ class Programs:
                     state, totals, Batch(*batch), epoch_key, i, stream.steps
                 )
             if totals is None:
-                raise ValueError("data has no batch; it must have at least one")
+                raise ValueError("no batch of data has rows for every device")
             records.append(self._compute(totals))
         return state, _stacked(records)
 
@@ -216,7 +216,7 @@ class Trainer:
             one run. See `checkpoints.Keeper`.
 
     Attributes:
-        history, seconds: of the stages that have been run, as in `training.Record`;
+        history, seconds: of the stages that have been run, as in `methods.Record`;
             with many runs, the history has leading axes.
     """
 
@@ -362,11 +362,11 @@ class Trainer:
         if self._observe is not None:
             self._observe(name, done, history)
 
-    def records(self, notes: Sequence[Sequence[str]]) -> list[training.Record]:
+    def records(self, notes: Sequence[Sequence[str]]) -> list[methods.Record]:
         """The record of each run."""
         histories = self.take(self.history)
         return [
-            training.Record(history, dict(self.seconds), tuple(own))
+            methods.Record(history, dict(self.seconds), tuple(own))
             for history, own in zip(histories, notes, strict=True)
         ]
 

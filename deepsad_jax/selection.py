@@ -12,12 +12,12 @@ What all values share (distances, kernel matrices) is computed once.
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
 
 import numpy as np
 
-from deepsad_jax import metrics
+from deepsad_jax import methods, metrics
 
 SHARE, FOLDS = 0.1, 5
 STAGE = "train"
@@ -26,14 +26,13 @@ STAGE = "train"
 Fitted = tuple[Any, dict[str, Any]]
 
 
-class Shallow:
+class Shallow(methods.Method):
     """The base of the options of a detector that is fitted to rows of numbers.
 
     A subclass is a frozen dataclass that defines `check_options`, `default` and
     `prepare`.
 
     Attributes:
-        method: short name.
         parameter: name of the number that is chosen.
         selections: ways to choose it.
         preferred: the way where `selection` is "".
@@ -41,7 +40,6 @@ class Shallow:
         selection: the way that is asked for.
     """
 
-    method: ClassVar[str]
     parameter: ClassVar[str] = ""
     selections: ClassVar[tuple[str, ...]] = ("none",)
     preferred: ClassVar[str] = "none"
@@ -88,14 +86,9 @@ class Shallow:
         steps = {"train_labels": FOLDS * grid + 1, "test_auc": grid, "likelihood": 2}
         return {STAGE: steps.get(self.chosen_by(None), 1)}
 
-    def check(self, data: Any, seed: int = 0) -> None:
-        """Raises ValueError for options that do not fit the data.
-
-        Args:
-            data: a `training.TrainingSet`.
-            seed: that of `fit`, which makes the folds.
-        """
-        self.check_labels(examples(data)[1], seed)
+    def check(self, run: methods.Run, devices: int = 1) -> None:
+        del devices
+        self.check_labels(examples(run.data)[1], run.seed)
 
     def check_labels(self, semi_targets: np.ndarray, seed: int = 0) -> None:
         """As `check`, of the semi_targets of the training examples alone."""
@@ -127,75 +120,31 @@ class Shallow:
             for train, _ in folds(semi_targets, seed):
                 self.check_options(semi_targets[train])
 
-    def fit(
-        self,
-        key: Any,
-        data: Any,
-        *,
-        preprocessing: Any = None,
-        plan: Any = None,
-        observe: Callable | None = None,
-        keeper: Any = None,
-        seed: int = 0,
-        selection_set: tuple[np.ndarray, np.ndarray] | None = None,
-    ) -> tuple[Any, Any]:
-        """Fits to a training set.
+    def fit_many(self, runs, *, plan=None, observe=None, keeper=None):
+        """Fits one run after the other; all but SSAD see no labels.
 
-        Args:
-            key, plan, keeper: of networks; not used.
-            data: a `training.TrainingSet`; all but SSAD see known anomalies as
-                unlabeled.
-            preprocessing: of raw rows; `preprocessing.auto` by default.
-            observe: called as `observe(stage, done, history)` after each step.
-            seed: decides folds and draws.
-            selection_set: for the selection test_auc, raw rows that are not trained on
-                and their labels, 0 normal and 1 anomaly; see `selection_rows`.
-
-        Returns:
-            A `model.Model`, and a `training.Record` whose details say under "selection"
-            how the number was chosen.
-
-        Raises:
-            ValueError: for options that do not fit the data.
+        The records say under "selection" how the number was chosen.
         """
-        del key, plan, keeper
-        from deepsad_jax import model, training
+        del plan, keeper
+        return [self._fit(run, observe) for run in runs]
+
+    def _fit(self, run, observe):
+        from deepsad_jax import model
         from deepsad_jax import preprocessing as preprocessings
 
-        x, semi_targets = examples(data)
-        scaling = preprocessing or preprocessings.auto(x)
+        x, semi_targets = examples(run.data)
+        scaling = run.preprocessing or preprocessings.auto(x)
+        selection_set = run.selection_set
         if selection_set is not None:
             few, labels = selection_set
             few = scaling.check(few, "selection_set", x.shape[1:])
             selection_set = as_table(scaling(few)), labels
         began = time.perf_counter()
-        options = {"seed": seed, "observe": observe, "selection_set": selection_set}
+        options = {"seed": run.seed, "observe": observe, "selection_set": selection_set}
         fitted, found = self.fit_rows(as_table(scaling(x)), semi_targets, **options)
         made = model.make(self.method, *fitted, scaling, x.shape[1:])
         seconds, details = {STAGE: time.perf_counter() - began}, {"selection": found}
-        return made, training.Record({}, seconds, self.notes(found), details)
-
-    def fit_many(
-        self,
-        keys: Sequence[Any],
-        sets: Sequence[Any],
-        *,
-        preprocessings: Sequence[Any] | None = None,
-        seeds: Sequence[int] | None = None,
-        selection_sets: Sequence[Any] | None = None,
-        **options: Any,
-    ) -> list[tuple[Any, Any]]:
-        """As `fit`, of one run after the other."""
-        nothing = [None] * len(keys)
-        runs = zip(
-            *(keys, sets, preprocessings or nothing, seeds or [0] * len(keys)),
-            selection_sets or nothing,
-            strict=True,
-        )
-        return [
-            self.fit(key, data, preprocessing=p, seed=s, selection_set=few, **options)
-            for key, data, p, s, few in runs
-        ]
+        return made, methods.Record({}, seconds, self.notes(found), details)
 
     def notes(self, found: dict[str, Any]) -> tuple[str, ...]:
         """What a user should know of a choice."""

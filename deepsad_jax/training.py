@@ -24,7 +24,6 @@ from deepsad_jax import checks, labels, metrics, parallel, values
 PyTree = Any
 Variables = dict[str, Any]
 History = dict[str, np.ndarray]
-Observe = Callable[[str, int, History], None]
 
 # More would be a mistake, and what is recorded of them would fill the memory.
 _MOST_EPOCHS = 1_000_000
@@ -224,22 +223,6 @@ class TrainState(NamedTuple):
     variables: Variables
     opt_state: PyTree
     slowdown: jax.Array
-
-
-class Record(NamedTuple):
-    """What a fit tells beside its model.
-
-    Attributes:
-        history: for each stage, means over each epoch, `[epochs]` float32.
-        seconds: for the same stages, the time they took, compilation included.
-        notes: sentences on what was done in another way than usual.
-        details: what else there is to tell, as JSON.
-    """
-
-    history: dict[str, History]
-    seconds: dict[str, float]
-    notes: tuple[str, ...] = ()
-    details: dict[str, Any] = {}  # noqa: RUF012 (never changed)
 
 
 def training_set(x: Any, semi_targets: Any = None, indices: Any = None) -> TrainingSet:

@@ -8,7 +8,7 @@ import json
 import numbers
 import os
 import pathlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -19,6 +19,7 @@ import optax
 from configs import default
 from deepsad_jax import (
     detectors,
+    methods,
     model,
     networks,
     parallel,
@@ -28,7 +29,7 @@ from deepsad_jax import (
     values,
 )
 from deepsad_jax.data import protocol, sources
-from deepsad_jax.detectors import hybrid
+from deepsad_jax.detectors import deep, hybrid
 
 ConfigDict = ml_collections.ConfigDict
 SHALLOW = ("ssad", "ocsvm", "kde", "isoforest")
@@ -68,24 +69,21 @@ class Experiment(NamedTuple):
     label: str
 
     @property
-    def key(self) -> jax.Array:
-        return jax.random.key(self.config.seed)
-
-    @property
-    def data(self) -> training.TrainingSet:
-        problem = self.problem
-        return training.TrainingSet(
+    def run(self) -> methods.Run:
+        """What the method is fitted to."""
+        config, problem, few = self.config, self.problem, None
+        data = training.TrainingSet(
             problem.x_train,
             problem.indices.astype(np.int32),
             problem.semi_targets.astype(np.float32),
             np.int32(len(problem.indices)),
         )
-
-    @property
-    def preprocessing(self) -> Any:
-        """That of the whole training part; None where a loaded model has its own."""
-        loaded = bool(self.config.load_model)
-        return None if loaded else self.problem.preprocessing
+        if config.selection == "test_auc":
+            rows = selection.selection_rows(problem.labels_test, config.seed)
+            few = problem.x_test[rows], problem.labels_test[rows]
+        # A loaded model brings its own preprocessing.
+        scaling = None if config.load_model else problem.preprocessing
+        return methods.Run(jax.random.key(config.seed), data, scaling, config.seed, few)
 
 
 def experiment(config: ConfigDict) -> Experiment:
@@ -107,10 +105,8 @@ def experiment(config: ConfigDict) -> Experiment:
                 f"devices is {devices}, but there are {jax.device_count()}; 0 takes "
                 "them all"
             )
-        if isinstance(options, (selection.Shallow, hybrid.Hybrid)):
-            options.check(made.data, config.seed)
-        else:
-            options.check(made.data, devices)
+        options.check(made.run, devices)
+        if isinstance(options, deep.Deep):
             for objective in options.objectives(problem.x_train.shape[1:]):
                 values.to_json(objective)  # what cannot be saved is not trained
     if config.load_model:
@@ -121,36 +117,6 @@ def experiment(config: ConfigDict) -> Experiment:
 @functools.lru_cache(maxsize=2)
 def _source(name: str, folder: str) -> sources.Source:
     return sources.load(name, folder or None)
-
-
-def arguments(
-    experiments: Sequence[Experiment],
-    plan: parallel.Plan | None,
-    observe: Callable | None = None,
-    keeper: Any = None,
-) -> dict[str, Any]:
-    """The arguments of `fit_many` for experiments of one method."""
-    first = experiments[0]
-    found = {
-        "keys": [each.key for each in experiments],
-        "sets": [each.data for each in experiments],
-        "preprocessings": [each.preprocessing for each in experiments],
-        "plan": plan,
-        "observe": observe,
-        "keeper": keeper,
-    }
-    if isinstance(first.options, (selection.Shallow, hybrid.Hybrid)):
-        found["seeds"] = [each.config.seed for each in experiments]
-        found["selection_sets"] = [_selection_set(each) for each in experiments]
-    return found
-
-
-def _selection_set(made: Experiment) -> tuple[np.ndarray, np.ndarray] | None:
-    if made.config.selection != "test_auc":
-        return None
-    problem = made.problem
-    rows = selection.selection_rows(problem.labels_test, made.config.seed)
-    return problem.x_test[rows], problem.labels_test[rows]
 
 
 def plan_of(config: ConfigDict) -> parallel.Plan:

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 import deepsad_jax
-from deepsad_jax import metrics, model, networks, parallel, selection, training
+from deepsad_jax import methods, metrics, model, networks, parallel, selection
 from deepsad_jax.detectors import hybrid
 from experiments import build, session, workdir
 
@@ -40,7 +40,7 @@ class Outcome(NamedTuple):
 def outcome(
     made: build.Experiment,
     fitted: model.Model,
-    record: training.Record,
+    record: methods.Record,
     plan: parallel.Plan,
 ) -> Outcome:
     """Scores the test set, and says how well."""
@@ -124,7 +124,7 @@ def _network(made) -> str | None:
 def finish(
     folder: pathlib.Path,
     made: build.Experiment,
-    fitted: tuple[model.Model, training.Record],
+    fitted: tuple[model.Model, methods.Record],
     plan: parallel.Plan,
     *,
     draw: bool = True,

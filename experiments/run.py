@@ -45,7 +45,7 @@ def run(
 
     made, plan = build.experiment(config), build.plan_of(config)
     if jax.process_index() > 0:
-        (fitted,) = made.options.fit_many(**build.arguments([made], plan))
+        (fitted,) = made.options.fit_many([made.run], plan=plan)
         return report.outcome(made, *fitted, plan).figures
     session.warm_imports()
     hybrid = "-hybrid" if config.hybrid else ""
@@ -57,7 +57,9 @@ def run(
         session.keepers([config], [target], target) as keepers,
     ):
         keeper = keepers[0] if keepers else None
-        (fitted,) = made.options.fit_many(**build.arguments([made], plan, bars, keeper))
+        (fitted,) = made.options.fit_many(
+            [made.run], plan=plan, observe=bars, keeper=keeper
+        )
     found = report.outcome(made, *fitted, plan)
     report.write(target, made, found)
     print(report.summary(found.figures, target))

@@ -139,25 +139,25 @@ def _run_group(group, target, bars: session.ManyRuns, draw: bool) -> None:
     """
     configs, paths = [config for config, _ in group], [path for _, path in group]
     made = [build.experiment(config) for config in configs]
-    devices, plan = build.plan_of(configs[0]), None
-    if devices.devices == 1 and hasattr(made[0].options, "plan_for"):
-        plan = made[0].options.plan_for([each.data for each in made])
+    method, devices = made[0].options, build.plan_of(configs[0])
+    runs, plan = [each.run for each in made], None
+    if devices.devices == 1:
+        plan = method.plan_for(runs)
     for config, path in zip(configs, paths, strict=True):
         workdir.prepare(str(path), "", config.to_dict())
     bars.starts(len(group))
     with session.keepers(configs, paths, target) as keepers:
         if plan is not None:
-            arguments = build.arguments(made, plan, bars)
-            for each, path, fitted in zip(
-                made, paths, made[0].options.fit_many(**arguments), strict=True
-            ):
-                report.finish(path, each, fitted, devices, draw=draw)
+            fitted = method.fit_many(runs, plan=plan, observe=bars)
+            for path, each, one in zip(paths, made, fitted, strict=True):
+                report.finish(path, each, one, devices, draw=draw)
             return
-        for i, (each, path) in enumerate(zip(made, paths, strict=True)):
+        for i, (path, each) in enumerate(zip(paths, made, strict=True)):
             keeper = keepers[i] if keepers else None
-            arguments = build.arguments([each], devices, bars, keeper)
-            (fitted,) = each.options.fit_many(**arguments)
-            report.finish(path, each, fitted, devices, draw=draw)
+            (one,) = method.fit_many(
+                [runs[i]], plan=devices, observe=bars, keeper=keeper
+            )
+            report.finish(path, each, one, devices, draw=draw)
             if keeper is not None:
                 keeper.discard()
 

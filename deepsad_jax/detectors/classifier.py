@@ -6,10 +6,7 @@ binary cross-entropy, where unlabeled examples count as normal.
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
-
-import jax
 
 from deepsad_jax import epochs, model, networks, objectives, training
 from deepsad_jax.detectors import deep
@@ -45,18 +42,9 @@ class Classifier(deep.Deep):
         if objectives.Classifier(pair.encoder) != self.initial.objective:
             raise ValueError("initial is a model of another encoder")
 
-    def fit_many(
-        self,
-        keys: Sequence[jax.Array],
-        sets: Sequence[Any],
-        *,
-        preprocessings: Sequence[Any] | None = None,
-        plan: Any = None,
-        observe: Callable | None = None,
-        keeper: Any = None,
-    ) -> list[deep.Fitted]:
-        """Trains runs with a key and a training set each."""
-        sets, found = self.prepared(keys, sets, preprocessings, plan)
+    def fit_many(self, runs, *, plan=None, observe=None, keeper=None):
+        sets, found = self.prepared(runs, plan)
+        keys = [run.key for run in runs]
         trainer = epochs.Trainer(keys, sets, plan, _KEY_USES, observe, keeper)
         (objective,) = self.objectives(trainer.shape)
         if self.initial is None:

@@ -1,14 +1,14 @@
 """What all methods that train networks share: prepared data, networks, their checks."""
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from deepsad_jax import (
     epochs,
+    methods,
+    model,
     modules,
     networks,
     parallel,
@@ -17,21 +17,17 @@ from deepsad_jax import (
 )
 from deepsad_jax import preprocessing as preprocessings
 
-Fitted = tuple[Any, training.Record]
 
-
-class Deep:
+class Deep(methods.Method):
     """The base of the options of a method that trains networks.
 
     A subclass is a frozen dataclass with `encoder`, `dtype`, `initial`, the stages that
     `plan_of_stages` names, and a `_fit`.
 
     Attributes:
-        method: short name.
         learns_from_anomalies: whether there must be known anomalies.
     """
 
-    method = ""
     learns_from_anomalies = False
 
     def trained(self) -> dict[str, training.Stage]:
@@ -75,10 +71,14 @@ class Deep:
             )
         return module.clone(dtype=jnp.dtype(self.dtype))
 
-    def check(self, data: training.TrainingSet, devices: int = 1) -> None:
-        """Raises ValueError for options that do not fit the data."""
+    def check(self, run: methods.Run, devices: int = 1) -> None:
+        data = run.data
         if str(jnp.dtype(self.dtype)) not in ("float32", "bfloat16"):
             raise ValueError(f"dtype is {self.dtype!r}; it must be float32 or bfloat16")
+        if self.initial is not None and not isinstance(self.initial, model.Model):
+            raise ValueError(
+                f"initial is a {type(self.initial).__name__}; it must be a model"
+            )
         if not isinstance(data, training.TrainingSet):
             return
         pair = self.pair(data.x.shape[1:])
@@ -89,13 +89,16 @@ class Deep:
                 raise ValueError(f"{name}: {error}") from error
         if self.initial is not None:
             self.check_initial(pair)
+        targets = np.asarray(data.semi_targets)[: int(data.size)]
+        self._check_anomalies(np.any(targets == -1))
+
+    def _check_anomalies(self, there_are):
         learns = any(stage.epochs for stage in self.trained().values())
-        if self.learns_from_anomalies and learns:
-            if not np.any(np.asarray(data.semi_targets)[: int(data.size)] == -1):
-                raise ValueError(
-                    f"{self.method} learns from known anomalies, but there are none; "
-                    "some of the semi_targets must be -1"
-                )
+        if self.learns_from_anomalies and learns and not there_are:
+            raise ValueError(
+                f"{self.method} learns from known anomalies, but there are none; "
+                "some of the semi_targets must be -1"
+            )
 
     def check_initial(self, pair: networks.Pair) -> None:
         """Raises ValueError if the model to start from is of another method."""
@@ -105,67 +108,58 @@ class Deep:
                 f"{self.method} cannot start"
             )
 
-    def fit(
-        self,
-        key: jax.Array,
-        data: Any,
-        *,
-        preprocessing: preprocessings.Preprocessing | None = None,
-        plan: parallel.Plan | None = None,
-        observe: Callable | None = None,
-        keeper: Any = None,
-    ) -> Fitted:
-        """Trains one run; see `deep_sad.fit`."""
-        options = {"plan": plan, "observe": observe, "keeper": keeper}
-        return self.fit_many([key], [data], preprocessings=[preprocessing], **options)[
-            0
-        ]
-
     def prepared(
-        self, keys: Sequence, sets: Sequence, scalings: Sequence | None, plan: Any
+        self, runs: Sequence[methods.Run], plan: parallel.Plan | None
     ) -> tuple[list, list[preprocessings.Preprocessing]]:
-        """Checked training sets whose `x` is scaled, and the scalings."""
-        for key in keys:
-            training.check_key(key)
-        scalings = scalings or [None] * len(sets)
-        if not isinstance(sets[0], training.TrainingSet):
-            stages = self.trained().values()
+        """Checked training sets whose `x` is scaled, and their preprocessing."""
+        devices = plan.share if plan is not None else 1
+        for run in runs:
+            training.check_key(run.key)
+            self.check(run, devices)
+        if not isinstance(runs[0].data, training.TrainingSet):
+            (run,), stages = runs, self.trained().values()
             stream = streams.Stream(
-                sets[0],
+                run.data,
                 passes=sum(stage.epochs for stage in stages) + self.other_passes(),
                 needs_steps=any(s.needs_steps and s.epochs for s in stages),
-                scaling=scalings[0] or getattr(self.initial, "preprocessing", None),
+                scaling=self._known_preprocessing(run),
             )
-            self.check(sets[0])
+            self._check_anomalies(stream.has_anomalies)
+            if self.initial is not None:
+                self.check_initial(self.pair(stream.example.shape[1:]))
             return [stream], [stream.preprocessing]
         ready, found, shared = [], [], {}
-        for data, scaling in zip(sets, scalings, strict=True):
-            scaling = scaling or getattr(self.initial, "preprocessing", None)
+        for run in runs:
+            data, scaling = run.data, self._known_preprocessing(run)
             if scaling is None:
-                rows = np.asarray(data.indices)[: int(data.size)]
-                scaling = preprocessings.auto(np.asarray(data.x)[rows])
-            self.check(data, plan.share if plan is not None else 1)
-            scaling.check(data.x, "x")
+                scaling = preprocessings.auto(data.x[data.indices[: int(data.size)]])
             if (id(data.x), scaling) not in shared:
+                scaling.check(data.x, "x")
                 shared[id(data.x), scaling] = preprocessings.prepared(scaling, data.x)
             ready.append(data._replace(x=shared[id(data.x), scaling]))
             found.append(scaling)
         size = max(len(data.indices) for data in ready)
         return [training.padded(data, size) for data in ready], found
 
+    def _known_preprocessing(self, run):
+        return run.preprocessing or getattr(self.initial, "preprocessing", None)
+
     def other_passes(self) -> int:
         """How often training passes through the data beside its epochs."""
         return 0
 
-    def plan_for(self, sets: Sequence[training.TrainingSet]) -> parallel.Plan | None:
-        """The fastest way to train many runs at once, or None if there is none."""
-        shape = sets[0].x.shape[1:]
+    def plan_for(self, runs: Sequence[methods.Run]) -> parallel.Plan | None:
+        x, scaling = runs[0].data.x, self._known_preprocessing(runs[0])
+        is_shared = all(
+            run.data.x is x and self._known_preprocessing(run) == scaling
+            for run in runs
+        )
         return parallel.many(
-            len(sets),
-            shared_inputs=all(data.x is sets[0].x for data in sets),
+            len(runs),
+            shared_inputs=is_shared and scaling is not None,
             convolutional=any(
-                epochs.is_convolutional(objective, shape)
-                for objective in self.objectives(shape)
+                epochs.is_convolutional(objective, x.shape[1:])
+                for objective in self.objectives(x.shape[1:])
             ),
         )
 

@@ -13,7 +13,7 @@ import dataclasses
 import functools
 import inspect
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import jax
@@ -23,6 +23,7 @@ import numpy as np
 from deepsad_jax import (
     epochs,
     losses,
+    methods,
     model,
     modules,
     networks,
@@ -60,8 +61,8 @@ class Autoencoder(deep.Deep):
         pair = self.pair(shape)
         return [objectives.Autoencoder(pair.encoder, pair.decoder)]
 
-    def check(self, data: training.TrainingSet, devices: int = 1) -> None:
-        super().check(data, devices)
+    def check(self, run: methods.Run, devices: int = 1) -> None:
+        super().check(run, devices)
         if self.pretrain is None and self.initial is None:
             raise ValueError(
                 "pretrain is None; the method autoencoder trains in the stage pretrain "
@@ -79,18 +80,9 @@ class Autoencoder(deep.Deep):
             )
         _check_encoder(start.objective.encoder, pair, self.encoder)
 
-    def fit_many(
-        self,
-        keys: Sequence[jax.Array],
-        sets: Sequence[Any],
-        *,
-        preprocessings: Sequence[Any] | None = None,
-        plan: parallel.Plan | None = None,
-        observe: Callable | None = None,
-        keeper: Any = None,
-    ) -> list[deep.Fitted]:
-        """Trains runs with a key and a training set each; see `deep_sad.fit`."""
-        sets, found = self.prepared(keys, sets, preprocessings, plan)
+    def fit_many(self, runs, *, plan=None, observe=None, keeper=None):
+        sets, found = self.prepared(runs, plan)
+        keys = [run.key for run in runs]
         trainer = epochs.Trainer(keys, sets, plan, _KEY_USES, observe, keeper)
         if self.initial is not None:
             bases = [_reconstruction_of(self.initial)] * len(keys)
@@ -184,7 +176,7 @@ class DeepSAD(deep.Deep):
             raise ValueError(f"eta is {self.eta}, but the loss has no option eta")
         return functools.partial(loss, eta=self.eta)
 
-    def check(self, data: training.TrainingSet, devices: int = 1) -> None:
+    def check(self, run: methods.Run, devices: int = 1) -> None:
         if not (training.is_finite(self.eta) and self.eta > 0):
             raise ValueError(f"eta is {self.eta!r}; it must be > 0 and finite")
         if not (training.is_finite(self.nu) and 0 < self.nu < 1):
@@ -195,11 +187,7 @@ class DeepSAD(deep.Deep):
             )
         if self.loss != "soft_boundary":
             self._loss()
-        if self.initial is not None and not isinstance(self.initial, model.Model):
-            raise ValueError(
-                f"initial is a {type(self.initial).__name__}; it must be a model"
-            )
-        super().check(data, devices)
+        super().check(run, devices)
 
     def check_initial(self, pair: networks.Pair) -> None:
         start = self.initial.objective
@@ -210,18 +198,9 @@ class DeepSAD(deep.Deep):
             )
         _check_encoder(start.encoder, pair, self.encoder)
 
-    def fit_many(
-        self,
-        keys: Sequence[jax.Array],
-        sets: Sequence[Any],
-        *,
-        preprocessings: Sequence[Any] | None = None,
-        plan: parallel.Plan | None = None,
-        observe: Callable | None = None,
-        keeper: Any = None,
-    ) -> list[deep.Fitted]:
-        """Trains runs with a key and a training set each; see `fit`."""
-        sets, found = self.prepared(keys, sets, preprocessings, plan)
+    def fit_many(self, runs, *, plan=None, observe=None, keeper=None):
+        sets, found = self.prepared(runs, plan)
+        keys = [run.key for run in runs]
         trainer = epochs.Trainer(keys, sets, plan, _KEY_USES, observe, keeper)
         shape, notes = trainer.shape, []
         objective, *reconstruction = self.objectives(shape)
@@ -278,7 +257,10 @@ class DeepSAD(deep.Deep):
                 total = total + embeddings[counts].sum(axis=0, dtype=np.float64)
                 count += int(counts.sum())
             if not count:
-                raise ValueError("all examples are known anomalies; there is no center")
+                reason = "no batch has two rows"
+                if self.center != "all":
+                    reason = "all examples are known anomalies"
+                raise ValueError(f"{reason}; there is no center")
             mean = np.asarray(total / count, np.float32)
             centers.append(np.asarray(losses.clamp_center(mean)))
         return centers
@@ -316,10 +298,10 @@ def fit(
     pretrain: training.Stage | None = training.PRETRAIN,
     plan: parallel.Plan | None = None,
     preprocessing: Any = None,
-    observe: Callable | None = None,
+    observe: methods.Observe | None = None,
     keeper: Any = None,
     **options: Any,
-) -> deep.Fitted:
+) -> tuple[model.Model, methods.Record]:
     """Trains Deep SAD.
 
     Args:
@@ -344,14 +326,8 @@ def fit(
     """
     options |= {"encoder": encoder, "decoder": decoder, "loss": loss}
     method = DeepSAD(train=train, pretrain=pretrain, **options)
-    (fitted,) = method.fit_many(
-        [key],
-        [data],
-        preprocessings=[preprocessing],
-        plan=plan,
-        observe=observe,
-        keeper=keeper,
-    )
+    run = methods.Run(key, data, preprocessing)
+    (fitted,) = method.fit_many([run], plan=plan, observe=observe, keeper=keeper)
     return fitted
 
 

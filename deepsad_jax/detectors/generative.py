@@ -7,16 +7,15 @@ would be normalized until nothing tells them apart.
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import flax.linen as nn
-import jax
 import numpy as np
 
 from deepsad_jax import (
     epochs,
     generative,
+    methods,
     model,
     networks,
     objectives,
@@ -74,7 +73,7 @@ class _Generative(deep.Deep):
             found.append(objectives.Elbo(generative.vae_for(encoder, shape)))
         return found
 
-    def check(self, data: training.TrainingSet, devices: int = 1) -> None:
+    def check(self, run: methods.Run, devices: int = 1) -> None:
         if not (training.is_finite(self.alpha) and self.alpha >= 0):
             raise ValueError(f"alpha is {self.alpha}; it must be >= 0 and finite")
         if self.uses_vae and self.pretrain is None and self.initial is None:
@@ -82,9 +81,9 @@ class _Generative(deep.Deep):
                 f"pretrain is None; {self.method} stands on a VAE, which is trained in "
                 "the stage pretrain"
             )
-        super().check(data, devices)
-        if isinstance(data, training.TrainingSet):
-            self.objectives(data.x.shape[1:])
+        super().check(run, devices)
+        if isinstance(run.data, training.TrainingSet):
+            self.objectives(run.data.x.shape[1:])
 
     def check_initial(self, pair: networks.Pair) -> None:
         super().check_initial(pair)
@@ -92,18 +91,9 @@ class _Generative(deep.Deep):
         if values.key(made) != values.key(self.initial.objective.module):
             raise ValueError("initial is a model of other sizes than the encoder's")
 
-    def fit_many(
-        self,
-        keys: Sequence[jax.Array],
-        sets: Sequence[Any],
-        *,
-        preprocessings: Sequence[Any] | None = None,
-        plan: Any = None,
-        observe: Callable | None = None,
-        keeper: Any = None,
-    ) -> list[deep.Fitted]:
-        """Trains runs with a key and a training set each."""
-        sets, found = self.prepared(keys, sets, preprocessings, plan)
+    def fit_many(self, runs, *, plan=None, observe=None, keeper=None):
+        sets, found = self.prepared(runs, plan)
+        keys = [run.key for run in runs]
         for data in sets:
             _check_range(data)
         trainer = epochs.Trainer(keys, sets, plan, _KEY_USES, observe, keeper)

@@ -2,13 +2,11 @@
 
 import dataclasses
 import time
-from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import jax
-import numpy as np
 
-from deepsad_jax import selection
+from deepsad_jax import methods, selection
 from deepsad_jax.detectors import kernel_machines
 
 # Parts of the variables of the linear reference, by their names in the hybrid's.
@@ -41,7 +39,7 @@ class OnCodes:
 
 
 @dataclasses.dataclass(frozen=True)
-class Hybrid:
+class Hybrid(methods.Method):
     """An autoencoder and the detector on its codes.
 
     Attributes:
@@ -60,78 +58,36 @@ class Hybrid:
         trained = self.autoencoder.stages() if self.initial is None else {}
         return {**trained, **self.detector.stages()}
 
-    def check(self, data: Any, seed: int = 0) -> None:
-        """Raises ValueError for options that do not fit the data."""
-        self.detector.check(data, seed)
+    def check(self, run: methods.Run, devices: int = 1) -> None:
+        self.detector.check(run)
         if self.initial is None:
-            self.autoencoder.check(data)
+            self.autoencoder.check(run, devices)
         elif not hasattr(self.initial.objective, "embed"):
             kind = type(self.initial.objective).__name__
             raise ValueError(f"initial is a model of {kind}, which has no codes")
 
-    def fit(
-        self,
-        key: jax.Array,
-        data: Any,
-        *,
-        preprocessing: Any = None,
-        plan: Any = None,
-        observe: Callable | None = None,
-        keeper: Any = None,
-        seed: int = 0,
-        selection_set: tuple[np.ndarray, np.ndarray] | None = None,
-    ) -> tuple[Any, Any]:
-        """Trains the autoencoder, then fits the detector to its codes.
+    def plan_for(self, runs):
+        return None if self.initial is not None else self.autoencoder.plan_for(runs)
 
-        Args:
-            key, plan, keeper: of the autoencoder's training.
-            data, preprocessing, observe, seed, selection_set: see
-                `selection.Shallow.fit`.
-
-        Returns:
-            A model whose base is the autoencoder's, and a record of both.
-
-        Raises:
-            ValueError: for options that do not fit the data.
-        """
-        runs = {"plan": plan, "observe": observe, "keeper": keeper, "seeds": [seed]}
-        runs |= {"preprocessings": [preprocessing], "selection_sets": [selection_set]}
-        return self.fit_many([key], [data], **runs)[0]
-
-    def fit_many(
-        self,
-        keys: Sequence[jax.Array],
-        sets: Sequence[Any],
-        *,
-        preprocessings: Sequence[Any] | None = None,
-        plan: Any = None,
-        observe: Callable | None = None,
-        keeper: Any = None,
-        seeds: Sequence[int] | None = None,
-        selection_sets: Sequence[Any] | None = None,
-    ) -> list[tuple[Any, Any]]:
-        """As `fit`, of runs whose autoencoders are trained as the plan says."""
-        from deepsad_jax import training
-
-        seeds = seeds or [0] * len(keys)
-        for data, seed in zip(sets, seeds, strict=True):
-            self.check(data, seed)
+    def fit_many(self, runs, *, plan=None, observe=None, keeper=None):
+        """Trains the autoencoders as the plan says, then fits to their codes."""
+        for run in runs:
+            self.check(run)
         if self.initial is not None:
-            trained = [(self.initial, training.Record({}, {}))] * len(keys)
+            trained = [(self.initial, methods.Record({}, {}))] * len(runs)
         else:
             shared = {"plan": plan, "observe": observe, "keeper": keeper}
-            shared["preprocessings"] = preprocessings
-            trained = self.autoencoder.fit_many(keys, sets, **shared)
-        rows = zip(
-            trained, sets, seeds, selection_sets or [None] * len(keys), strict=True
-        )
-        return [self._on_codes(*run, observe) for run in rows]
+            trained = self.autoencoder.fit_many(runs, **shared)
+        return [
+            self._on_codes(base, run, observe)
+            for base, run in zip(trained, runs, strict=True)
+        ]
 
-    def _on_codes(self, trained, data, seed, selection_set, observe):
-        from deepsad_jax import model, training
+    def _on_codes(self, trained, run, observe):
+        from deepsad_jax import model
 
-        base, record = trained
-        raw, semi_targets = selection.examples(data)
+        (base, record), seed, selection_set = trained, run.seed, run.selection_set
+        raw, semi_targets = selection.examples(run.data)
         x = selection.as_table(model.embed(base, raw))
         if selection_set is not None:
             few, labels = selection_set
@@ -150,7 +106,7 @@ class Hybrid:
         objective = OnCodes(base.objective, inner, reference)
         shape, method = raw.shape[1:], self.detector.method
         made = model.make(method, objective, parts, base.preprocessing, shape, base)
-        return made, training.Record(
+        return made, methods.Record(
             record.history,
             {**record.seconds, **seconds},
             (*record.notes, *self.detector.notes(found)),
