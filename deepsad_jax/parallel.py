@@ -84,9 +84,10 @@ class Plan:
 
     def __post_init__(self):
         available = jax.local_device_count() if self.many else jax.device_count()
-        if not 1 <= self.devices <= available:
+        is_count = isinstance(self.devices, (int, np.integer))
+        if not (is_count and 1 <= self.devices <= available):
             raise ValueError(
-                f"devices is {self.devices}; it must be from 1 to {available}, the "
+                f"devices is {self.devices!r}; it must be from 1 to {available}, the "
                 "number there is"
             )
         if jax.process_count() > 1 and not self.many and self.devices < available:

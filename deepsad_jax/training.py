@@ -277,11 +277,10 @@ def _untraced(name, array):
 
 def check_key(key: Any) -> None:
     """Raises ValueError unless it is one random key of JAX."""
-    is_typed = isinstance(key, jax.Array) and jax.dtypes.issubdtype(
-        key.dtype, jax.dtypes.prng_key
-    )
-    is_raw = getattr(key, "dtype", None) == np.uint32
-    if not (is_typed or is_raw):
+    dtype, shape = getattr(key, "dtype", None), getattr(key, "shape", None)
+    is_typed = shape == () and jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key)
+    like = jax.eval_shape(jax.random.PRNGKey, 0)
+    if not (is_typed or (shape == like.shape and dtype == like.dtype)):
         raise ValueError(f"key is {key!r}; it must be a random key: jax.random.key(0)")
 
 
@@ -337,6 +336,11 @@ def make_step(objective: Any, optimizer: optax.GradientTransformation) -> Callab
             state.variables,
             has_aux=True,
         )
+        if losses.shape != batch.x.shape[:1] or losses.dtype.kind == "i":
+            raise ValueError(
+                f"the loss returns shape {losses.shape} and dtype {losses.dtype}; it "
+                f"must return one number for each example, {batch.x.shape[:1]}"
+            )
         (gradients,) = pullback(jnp.full_like(losses, 1.0 / losses.size))
         gradients = parallel.mean(gradients["params"])
         if parallel.shares() > 1:  # statistics of modules that know of one share

@@ -73,12 +73,19 @@ class Deep(methods.Method):
 
     def check(self, run: methods.Run, devices: int = 1) -> None:
         data = run.data
-        if str(jnp.dtype(self.dtype)) not in ("float32", "bfloat16"):
+        try:
+            is_known = jnp.dtype(self.dtype).name in ("float32", "bfloat16")
+        except TypeError:
+            is_known = False
+        if not is_known:
             raise ValueError(f"dtype is {self.dtype!r}; it must be float32 or bfloat16")
         if self.initial is not None and not isinstance(self.initial, model.Model):
             raise ValueError(
                 f"initial is a {type(self.initial).__name__}; it must be a model"
             )
+        for name, stage in self.trained().items():
+            if not isinstance(stage, training.Stage):
+                raise ValueError(f"{name} is {stage!r}; it must be a training.Stage")
         if not isinstance(data, training.TrainingSet):
             return
         pair = self.pair(data.x.shape[1:])
@@ -112,6 +119,8 @@ class Deep(methods.Method):
         self, runs: Sequence[methods.Run], plan: parallel.Plan | None
     ) -> tuple[list, list[preprocessings.Preprocessing]]:
         """Checked training sets whose `x` is scaled, and their preprocessing."""
+        if plan is not None and not isinstance(plan, parallel.Plan):
+            raise ValueError(f"plan is {plan!r}; it must be a parallel.Plan")
         devices = plan.share if plan is not None else 1
         for run in runs:
             training.check_key(run.key)
@@ -142,7 +151,10 @@ class Deep(methods.Method):
         return [training.padded(data, size) for data in ready], found
 
     def _known_preprocessing(self, run):
-        return run.preprocessing or getattr(self.initial, "preprocessing", None)
+        found = run.preprocessing or getattr(self.initial, "preprocessing", None)
+        if found is not None and not isinstance(found, preprocessings.Preprocessing):
+            raise ValueError(f"preprocessing is {found!r}; it must be a Preprocessing")
+        return found
 
     def other_passes(self) -> int:
         """How often training passes through the data beside its epochs."""
