@@ -39,7 +39,7 @@ MEANING = {"+1": "known normal", "0": "unlabeled", "-1": "known anomaly"}
 
 
 @jax.tree_util.register_pytree_node_class
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Model:
     """A trained detector.
 
@@ -126,19 +126,19 @@ def embed(model: Model, x: Any, *, plan: parallel.Plan | None = None) -> np.ndar
     Raises:
         ValueError: also if the model has no encoder.
     """
-    if not hasattr(model.objective, "embed"):
+    if not hasattr(_checked(model).objective, "embed"):
         raise ValueError(f"a model of {model.info['method']} has no embeddings")
     return _apply(model, "embed", x, plan)
 
 
 def _apply(model, name, x, plan):
-    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((model, x))):
+    leaves = [x, *jax.tree.leaves(_checked(model))]
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
         prepared = training.as_float(model.preprocessing(x))
         return getattr(model.objective, name)(model.variables, prepared)
-    is_batches = callable(x) or (
-        isinstance(x, Iterable) and not hasattr(x, "__array__")
-    )
-    if is_batches and not isinstance(x, (list, tuple)):
+    is_rows = isinstance(x, (list, tuple)) or hasattr(x, "__array__")
+    is_rows |= hasattr(x, "toarray") or not isinstance(x, Iterable)
+    if callable(x) or not is_rows:
         parts = [_apply(model, name, part, plan) for part in streams.chunks(x)]
         if not parts:
             raise ValueError("x has no batch; it must have at least one")
@@ -164,6 +164,15 @@ def _apply(model, name, x, plan):
     return result
 
 
+def _checked(model):
+    if not isinstance(model, Model):
+        raise ValueError(
+            f"model is a {type(model).__name__}; it must be a Model, the first of the "
+            "two that a fit returns"
+        )
+    return model
+
+
 def save(model: Model, folder: str | os.PathLike) -> None:
     """Writes a model to a new folder.
 
@@ -171,7 +180,7 @@ def save(model: Model, folder: str | os.PathLike) -> None:
         FileExistsError: if the folder exists.
         OSError: if it cannot be written.
     """
-    leaves, meta = _described(model)
+    leaves, meta = _described(_checked(model))
     checkpoints.write(folder, leaves, {"format": 2, **meta})
 
 

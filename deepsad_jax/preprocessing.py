@@ -304,6 +304,7 @@ class MinMax(Preprocessing):
         # Held-out rows, anomalies alone and small batches of 28 real tables pass; most
         # of the same tables do not once they are standardized, min-maxed or in another
         # unit.
+        fewest = 3 if x.ndim == 2 else 1  # an image says much of its one channel
         x = x.reshape(-1, x.shape[-1])
         z = self._scaled(x)
         quarters = np.quantile(z, (0.25, 0.75), axis=0)
@@ -315,7 +316,7 @@ class MinMax(Preprocessing):
             return f"{off.sum()} of {len(off)} columns lie mostly outside of its range"
         # Constant columns say nothing of their width, and few columns too little.
         moving = (typical > 0) & (z.max(axis=0) > z.min(axis=0))
-        if moving.sum() < 3:
+        if moving.sum() < fewest:
             return ""
         width, x = width[moving] / typical[moving], x[:, moving].astype(np.float64)
         if len(x) >= 50 and np.mean(width < 0.01) >= 0.9:

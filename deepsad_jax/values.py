@@ -101,6 +101,9 @@ class ByContent:
     def __hash__(self) -> int:
         return hash(self._key)
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: field for name, field in vars(self).items() if name != "_key"}
+
     @functools.cached_property
     def _key(self) -> Any:
         return key(self)
