@@ -10,6 +10,7 @@ by their import path, or passed to `load`.
 
 import contextlib
 import dataclasses
+import functools
 import importlib.metadata
 import os
 import platform
@@ -18,12 +19,15 @@ from typing import Any
 
 import flax.core
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from deepsad_jax import (
+    __version__,
     checkpoints,
     epochs,
     modules,
+    objectives,
     parallel,
     preprocessing,
     streams,
@@ -85,21 +89,11 @@ def make(
         scaling: its preprocessing.
         shape: of a raw example.
     """
-    versions = {
-        "deepsad_jax": _version("deepsad_jax"),
-        "python": platform.python_version(),
-    }
-    versions |= {name: _version(name) for name in _PACKAGES}
+    versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
+    versions |= {"deepsad_jax": __version__, "python": platform.python_version()}
     info = {"method": method, "shape": tuple(shape), "labels": MEANING}
     info = flax.core.freeze({**info, "versions": versions})
     return Model(jax.device_get(variables), objective, scaling, base, info)
-
-
-def _version(name: str) -> str:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return "unknown"
 
 
 def score(model: Model, x: Any, *, plan: parallel.Plan | None = None) -> np.ndarray:
@@ -225,15 +219,17 @@ def load(
     own = {"encoder": encoder, "decoder": decoder}
     own = {n: modules.network(m, n) for n, m in own.items() if m is not None}
     if loss is not None:
+        loss = objectives.named_loss(loss) if isinstance(loss, str) else loss
+        if not callable(loss):
+            raise ValueError(f"loss is {loss!r}; it must be a function")
         own["loss_function"] = loss
     try:
         if "format" not in meta:
-            return version_0_1.model(leaves, meta, make)
-        return _rebuilt(leaves, meta, own)
+            return _verified(version_0_1.model(leaves, meta, make))
+        return _verified(_rebuilt(leaves, meta, own))
     except Exception as error:  # whatever else a changed file may lead to
-        raise ValueError(
-            f"{folder} does not hold a whole model: {checkpoints.reason(error)}"
-        ) from error
+        reason = checkpoints.reason(error).replace("loss_function", "loss")
+        raise ValueError(f"{folder} does not hold a whole model: {reason}") from error
 
 
 def _rebuilt(leaves, meta, own):
@@ -247,24 +243,50 @@ def _rebuilt(leaves, meta, own):
 
 
 def _restored(objective, leaves, paths, shape):
-    """The tree of variables, of the shapes that the objective has, and finite."""
+    """The tree of variables."""
+    if hasattr(objective, "init"):
+        tree = jax.tree.structure(_initial(objective, shape))
+        if len(leaves) != tree.num_leaves:
+            raise ValueError("its arrays are not those of its networks")
+        return jax.tree.unflatten(tree, leaves)
+    tree: dict[str, Any] = {}
     for leaf, path in zip(leaves, paths, strict=True):
-        if leaf.dtype.kind == "f" and not np.isfinite(leaf).all():
-            raise ValueError(
-                f"its array {'/'.join(path)} has values that are not finite"
-            )
-    if not hasattr(objective, "init"):
-        tree: dict[str, Any] = {}
-        for leaf, path in zip(leaves, paths, strict=True):
-            inner = tree
-            for name in path[:-1]:
-                inner = inner.setdefault(name, {})
-            inner[path[-1]] = leaf
-        return tree
+        inner = tree
+        for name in path[:-1]:
+            inner = inner.setdefault(name, {})
+        inner[path[-1]] = leaf
+    return tree
+
+
+def _initial(objective, shape):
     x = jax.ShapeDtypeStruct((1, *shape), np.float32)
-    like = jax.eval_shape(objective.init, jax.random.key(0), x)
-    expected, tree = jax.tree.flatten(like)
-    found = [leaf.shape for leaf in leaves]
-    if found != [leaf.shape for leaf in expected]:
-        raise ValueError("its arrays are not of the shapes of its networks")
-    return jax.tree.unflatten(tree, leaves)
+    return jax.eval_shape(objective.init, jax.random.key(0), x)
+
+
+def _verified(model):
+    """The model, if its arrays are finite, and those that its objective has."""
+    found, shape = _arrays(model.variables), model.info["shape"]
+    for path, leaf in found.items():
+        if jnp.issubdtype(leaf.dtype, jnp.floating) and not np.isfinite(leaf).all():
+            raise ValueError(f"its array {path} has values that are not finite")
+    example = jax.ShapeDtypeStruct((1, *shape), np.float32)
+    model.preprocessing.check_shape(example, "an example of its training")
+    if hasattr(model.objective, "init"):
+        expected = _arrays(_initial(model.objective, shape))
+        for path in sorted(found.keys() | expected.keys()):
+            one, other = (_kind(arrays.get(path)) for arrays in (found, expected))
+            if one != other:
+                raise ValueError(f"its array {path} is {one}, not {other}")
+    if model.base is not None:
+        _verified(model.base)
+    return model
+
+
+def _kind(leaf):
+    return "missing" if leaf is None else f"{leaf.dtype}{list(leaf.shape)}"
+
+
+def _arrays(tree):
+    paths, _ = jax.tree_util.tree_flatten_with_path(tree)
+    name = functools.partial(jax.tree_util.keystr, simple=True, separator="/")
+    return {name(path): leaf for path, leaf in paths}

@@ -62,7 +62,7 @@ class Preprocessing:
                 from the training rows that float32 would overflow.
         """
         x = checks.rows(x, name)
-        self._check_shape(x, name, example_shape)
+        self.check_shape(x, name, example_shape)
         with np.errstate(over="ignore", invalid="ignore"):
             for part in checks.chunks(x):
                 if self._is_far(x[part]).any():
@@ -83,7 +83,8 @@ class Preprocessing:
         """Its kind and fields, for `from_json`."""
         return {"kind": self.kind, **dataclasses.asdict(self)}
 
-    def _check_shape(self, x, name, example_shape):
+    def check_shape(self, x: Any, name: str, example_shape: Any = None) -> None:
+        """Raises ValueError unless rows, or what has their shape, are of a shape."""
         if example_shape is not None and x.shape[1:] != tuple(example_shape):
             takes = ", ".join(str(side) for side in example_shape)
             raise ValueError(f"{name} has shape {x.shape}; it must be [n, {takes}]")
@@ -283,8 +284,8 @@ class MinMax(Preprocessing):
             x = lax.optimization_barrier(x) - rest
         return (x / span).astype(jnp.float32)
 
-    def _check_shape(self, x, name, example_shape):
-        super()._check_shape(x, name, example_shape)
+    def check_shape(self, x, name, example_shape=None):
+        super().check_shape(x, name, example_shape)
         if x.shape[-1] != len(self.low):
             raise ValueError(
                 f"{name} has {x.shape[-1]} columns (images and series: channels); it "

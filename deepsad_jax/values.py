@@ -155,7 +155,8 @@ def to_json(value: Any, *, missing: bool = False) -> Any:
     if isinstance(value, float):
         return value if math.isfinite(value) else {"float": str(value)}
     if isinstance(value, (list, tuple)):
-        return [to_json(v, missing=missing) for v in value]
+        items = [to_json(v, missing=missing) for v in value]
+        return {"list": items} if isinstance(value, list) else items
     if isinstance(value, Mapping):
         return {"mapping": _all(value, False)}
     if isinstance(value, functools.partial) and not value.args:
@@ -184,7 +185,7 @@ def _all(mapping, missing):
 def _named(thing):
     path = path_of(thing)
     if path is None:
-        name = getattr(thing, "__qualname__", type(thing).__qualname__)
+        name = getattr(thing, "__qualname__", f"a {type(thing).__qualname__}")
         raise ValueError(
             f"{name} has no import path: define it at the top of a module that is not "
             "the main program"
@@ -193,7 +194,7 @@ def _named(thing):
 
 
 def from_json(content: Any, own: Mapping[str, Any] | None = None) -> Any:
-    """The value of what `to_json` wrote; lists come back as tuples.
+    """The value of what `to_json` wrote.
 
     Classes must be Linen modules or dataclasses; functions are found, not called.
 
@@ -208,6 +209,8 @@ def from_json(content: Any, own: Mapping[str, Any] | None = None) -> Any:
         return tuple(from_json(v) for v in content)
     if not isinstance(content, dict):
         return content
+    if "list" in content:
+        return [from_json(v) for v in content["list"]]
     if "mapping" in content:
         return {name: from_json(v) for name, v in content["mapping"].items()}
     if "float" in content:

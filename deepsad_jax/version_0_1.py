@@ -72,6 +72,5 @@ def model(state: dict[str, Any], meta: dict[str, Any], make: Callable) -> Any:
     objective = objectives.M2(generative.m1_m2_for(pair.encoder, shape))
     vae = objectives.Elbo(generative.vae_for(pair.encoder, shape))
     base = make("vae", vae, {"params": rest["m1"]}, scaling, shape)
-    return make(
-        method, objective, {**variables, "m1": rest["m1"]}, scaling, shape, base
-    )
+    variables["m1"] = {"encoder": rest["m1"]["encoder"]}
+    return make(method, objective, variables, scaling, shape, base)

@@ -119,7 +119,7 @@ class _Generative(deep.Deep):
                 starts = trainer.take(trainer.init(made[0], "init"))
                 for start, base in zip(starts, bases, strict=True):
                     if base is not None:
-                        start["m1"] = base.variables["params"]
+                        start["m1"] = {"encoder": base.variables["params"]["encoder"]}
             else:
                 starts = finished
             variables = trainer.run("train", made[0], self.train, trainer.put(starts))
