@@ -32,12 +32,27 @@ def write(path: str | os.PathLike, leaves: Sequence[Any], meta: dict) -> None:
     if path.exists():
         raise FileExistsError(f"{path} exists; a model is never overwritten")
     try:
-        with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+        handler, options = _of_this_process(ocp)
+        with ocp.Checkpointer(handler, multiprocessing_options=options) as checkpointer:
             checkpointer.save(path, args=_content(leaves, meta))
     except Exception as error:  # Orbax raises many kinds for a full disk, too
         for left in path.parent.glob(f"{path.name}.orbax-checkpoint-tmp*"):
             shutil.rmtree(left, ignore_errors=True)
         raise OSError(f"{path} cannot be written: {reason(error)}") from error
+
+
+def _of_this_process(ocp):
+    """What saves without waiting for other processes, which do not save."""
+    own = jax.process_index()
+    options = ocp.options.MultiprocessingOptions(
+        primary_host=own, active_processes={own}, barrier_sync_key_prefix=f"only{own}"
+    )
+    handler = ocp.CompositeCheckpointHandler(
+        composite_options=ocp.CompositeOptions(multiprocessing_options=options),
+        state=ocp.StandardCheckpointHandler(multiprocessing_options=options),
+        meta=ocp.JsonCheckpointHandler(multiprocessing_options=options),
+    )
+    return handler, options
 
 
 def read(path: str | os.PathLike) -> tuple[Any, dict[str, Any]]:
