@@ -6,6 +6,7 @@ slow path on CPUs, so a program that contains one is called step by step there; 
 others are one loop over steps and epochs.
 """
 
+import concurrent.futures
 import functools
 import logging
 import math
@@ -29,6 +30,8 @@ PIECE = 64
 # Rows evaluated at once: few programs serve any number of rows.
 _CHUNKS = (16, 512)
 _BLOCK = 2**16
+# Compiles while others train; what fails there fails again where it is needed.
+_BACKGROUND = concurrent.futures.ThreadPoolExecutor(1, "compilation")
 
 
 class Programs:
@@ -43,13 +46,14 @@ class Programs:
 
     def __init__(self, objective, stage, plan, convolutional):
         self.objective, self.stage, self.plan = objective, stage, plan
-        per_step = convolutional and jax.default_backend() == "cpu" and not plan.many
+        self._found_shapes = []
+        on_cpu = jax.default_backend() == "cpu"
+        self.per_step = per_step = convolutional and on_cpu and not plan.many
         options = fast_cpu.compiler_options() if per_step else None
         compile_ = functools.partial(plan.compile, options=options)
         axes = TrainingSet(None if plan.shared_inputs else 0, 0, 0, 0)
         self.start = plan.compile(self._start)
         self._prepare = compile_(_prepare, (axes, 0, None))
-        self._compute = plan.compile(training.computed)
         self._train_on = compile_(
             self._one_step, (0, 0, axes, 0, 0, None), donate=(0, 1)
         )
@@ -63,7 +67,7 @@ class Programs:
         return training.start(variables, self.stage.optimizer_for(1))
 
     def _loop(self, state, data, key, first, last):
-        """(state, records `[PIECE]`) after the epochs `first` to `last - 1`.
+        """(state, metrics `[PIECE, ...]`) after the epochs `first` to `last - 1`.
 
         An epoch depends on the key and its number alone, so training may be cut into
         any pieces. Bounds are dynamic: one compilation serves all.
@@ -79,15 +83,15 @@ class Programs:
                 state, more = step(carry[0], batch, jax.random.fold_in(step_key, i))
                 return state, _merged(carry[1], more)
 
-            carry, records = (carry[0], zeros), carry[1]
-            state, totals = lax.fori_loop(0, steps, one_step, carry)
-            found = training.computed(totals)
-            place = epoch - first
-            return state, {n: records[n].at[place].set(found[n]) for n in records}
+            (state, records), place = carry, epoch - first
+            state, totals = lax.fori_loop(0, steps, one_step, (state, zeros))
+            records = jax.tree.map(
+                lambda series, total: series.at[place].set(total), records, totals
+            )
+            return state, records
 
         zeros = _zeros(self._shapes(state, data.x))
-        names = jax.eval_shape(training.computed, zeros)
-        records = {name: jnp.full(PIECE, jnp.nan) for name in names}
+        records = jax.tree.map(lambda z: jnp.zeros((PIECE, *z.shape), z.dtype), zeros)
         return lax.fori_loop(first, last, one_epoch, (state, records))
 
     def _one_step(self, state, totals, data, order, key, i):
@@ -113,6 +117,11 @@ class Programs:
 
     def _shapes(self, state, x):
         """Of the metrics of a step."""
+        if not self._found_shapes:
+            self._found_shapes.append(self._trace_shapes(state, x))
+        return self._found_shapes[0]
+
+    def _trace_shapes(self, state, x):
         x = jax.ShapeDtypeStruct((2, *x.shape[1:]), jnp.float32)
         batch = Batch(x, jax.ShapeDtypeStruct((2,), jnp.float32))
         step = training.make_step(self.objective, self.stage.optimizer_for(1))
@@ -120,29 +129,28 @@ class Programs:
 
     def _step_by_step(self, state, data, key, first, last):
         steps, records = int(data.size) // self.stage.batch_size, []
-        shapes = self._shapes(state, data.x)
         for epoch in range(first, last):
             order, step_key = self._prepare(data, key, epoch)
-            totals = _zeros(shapes)
+            totals = _zeros(self._shapes(state, data.x))
             for i in range(steps):
                 state, totals = self._train_on(state, totals, data, order, step_key, i)
-            records.append(self._compute(totals))
+            records.append(totals)
         return state, _stacked(records)
 
     def advance_stream(self, state, stream, key, first, last):
         """As `advance`, with the batches of a stream."""
-        records, shapes = [], None
+        records = []
         for epoch in range(first, last):
             epoch_key, totals = jax.random.fold_in(key, epoch), None
             for i, batch in enumerate(stream.batches(self.plan.share)):
-                shapes = shapes or self._shapes(state, batch[0])
-                totals = _zeros(shapes) if totals is None else totals
+                if totals is None:
+                    totals = _zeros(self._shapes(state, batch[0]))
                 state, totals = self._train_on_rows(
                     state, totals, Batch(*batch), epoch_key, i, stream.steps
                 )
             if totals is None:
                 raise ValueError("no batch of data has rows for every device")
-            records.append(self._compute(totals))
+            records.append(totals)
         return state, _stacked(records)
 
 
@@ -225,10 +233,10 @@ class Trainer:
         self.history: dict[str, History] = {}
         self.seconds: dict[str, float] = {}
         self._observe, self._keeper = observe, keeper
-        self._count = len(keys)
+        self._count, self._warming = len(keys), {}
         derived = _derived(tuple(keys), len(uses))
         self.keys = {use: self.put(derived[i]) for i, use in enumerate(uses)}
-        self._data = self._on_device()
+        self.data = self._on_device()
 
     def _on_device(self):
         sets = self.sets
@@ -287,6 +295,24 @@ class Trainer:
         for variables, data in zip(runs, self.sets, strict=True):
             yield _parts(objective, name, variables, data, plan)
 
+    def warm(self, name: str, objective: Any, stage: training.Stage) -> None:
+        """Compiles what `run` will need, in the background of what comes before."""
+        if stage.epochs and not isinstance(self.data, streams.Stream):
+            self._warming[name] = _BACKGROUND.submit(self._warm, objective, stage)
+
+    def _warm(self, objective, stage):
+        key = self.put([jax.random.key(0)] * self._count)
+        shapes = jax.eval_shape(_init(objective, self.example.shape, self.plan), key)
+        variables = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
+        made = self._programs(objective, stage)
+        state = made.start(variables)
+        if not made.per_step:
+            made.advance(state, self.data, key, 0, 0)
+
+    def _programs(self, objective, stage):
+        conv = is_convolutional(objective, self.shape)
+        return _programs(objective, stage.optimizer, stage.batch_size, self.plan, conv)
+
     def run(
         self,
         name: str,
@@ -308,9 +334,10 @@ class Trainer:
             training.TrainingError: as `check` does, unless training is rolled back.
         """
         began, check = time.perf_counter(), check or check_finite
-        key, data = self.keys[name], self._data
-        conv = is_convolutional(objective, self.shape)
-        made = _programs(objective, stage.optimizer, stage.batch_size, self.plan, conv)
+        key, data = self.keys[name], self.data
+        if name in self._warming:
+            concurrent.futures.wait([self._warming.pop(name)])
+        made = self._programs(objective, stage)
         is_stream = isinstance(data, streams.Stream)
         advance = made.advance_stream if is_stream else made.advance
         state, history, first, piece = made.start(variables), {}, 0, 1
@@ -327,7 +354,7 @@ class Trainer:
             if stage.on_divergence == "rollback":
                 before = jax.tree.map(jnp.copy, state)
             state, records = advance(state, data, key, done, last)
-            _write(history, jax.device_get(records), done, last, stage.epochs)
+            self._write(history, records, done, last, stage.epochs)
             seconds = time.perf_counter() - clock
             try:
                 for epoch in range(done, last):
@@ -358,6 +385,18 @@ class Trainer:
         self.seconds[name] = (time.perf_counter() - began) / self._count
         return state.variables
 
+    def _write(self, history, records, first, last, epochs):
+        runs, size = 2 * self.plan.many, last - first
+        place = (slice(None),) * runs
+        records = jax.tree.map(
+            lambda series: series[*place, :size], jax.device_get(records)
+        )
+        for name, series in training.computed(records).items():
+            if name not in history:
+                shape = (*series.shape[:runs], epochs)
+                history[name] = np.full(shape, np.nan, np.float32)
+            history[name][..., first:last] = series
+
     def _report(self, name, done, history):
         if self._observe is not None:
             self._observe(name, done, history)
@@ -378,16 +417,7 @@ def _derived(keys, count):
 
 @functools.lru_cache(maxsize=16)
 def _init(objective, shape, plan):
-    x = jax.ShapeDtypeStruct(shape, jnp.float32)
-    return plan.compile(lambda key: objective.init(key, x))
-
-
-def _write(history, records, first, last, epochs):
-    for name, series in records.items():
-        leading = series.shape[:-1]
-        if name not in history:
-            history[name] = np.full((*leading, epochs), np.nan, np.float32)
-        history[name][..., first:last] = series[..., : last - first]
+    return plan.compile(lambda key: objective.init(key, jnp.zeros(shape)))
 
 
 def _slower(state, history, epoch, error) -> jax.Array:

@@ -2,7 +2,8 @@
 
 `Mean` and `Moments` accumulate over batches and devices. They are pytrees whose zeros
 stand for no batch; an objective may return any class of that kind, with `merge` and
-`compute`, and training does the rest.
+`compute`, and training does the rest. It computes on the host, of many epochs at once:
+numbers may have leading axes.
 """
 
 import math
@@ -34,7 +35,8 @@ class Mean(NamedTuple):
         return Mean(self.total + other.total, self.count + other.count)
 
     def compute(self) -> jax.Array:
-        return self.total / self.count
+        with np.errstate(invalid="ignore"):
+            return self.total / self.count
 
 
 class Moments(NamedTuple):
@@ -94,7 +96,7 @@ class Moments(NamedTuple):
         return Moments(count, mean, self.scatter + other.scatter + between)
 
     def compute(self) -> dict[str, jax.Array]:
-        """Distances and log-determinants of each group.
+        """Distances and log-determinants of each group; leading axes stay.
 
         Returns:
             Scalars for each of `GROUPS`: `distance_GROUP`, the mean squared distance to
@@ -105,21 +107,21 @@ class Moments(NamedTuple):
             no more than d examples, whose S is singular.
         """
         count, mean, scatter = self
-        rep_dim = mean.shape[1]
-        covariance = scatter / count[:, None, None]
-        spread = jnp.trace(covariance, axis1=1, axis2=2)
-        ridge = 1e-6 * spread[:, None, None] * jnp.eye(rep_dim)
-        factor = jnp.linalg.cholesky(covariance + ridge)
-        diagonal = jnp.diagonal(factor, axis1=1, axis2=2)
-        log_det = 2.0 * jnp.sum(jnp.log(diagonal), axis=1)
-        isotropic = rep_dim * jnp.log(spread / rep_dim)
+        xp = np if isinstance(count, np.ndarray) else jnp
+        rep_dim = mean.shape[-1]
+        with np.errstate(divide="ignore", invalid="ignore"):
+            covariance = scatter / count[..., None, None]
+            spread = xp.trace(covariance, axis1=-2, axis2=-1)
+            ridge = 1e-6 * spread[..., None, None] * np.eye(rep_dim, dtype=np.float32)
+            log_det = xp.linalg.slogdet(covariance + ridge)[1]
+            isotropic = rep_dim * xp.log(spread / rep_dim)
         quantities = {
-            "distance": spread + jnp.sum(jnp.square(mean), axis=1),
-            "log_det": jnp.where(count > rep_dim, log_det, jnp.nan),
-            "isotropic": jnp.where(count > 1, isotropic, jnp.nan),
+            "distance": spread + xp.sum(xp.square(mean), axis=-1),
+            "log_det": xp.where(count > rep_dim, log_det, np.nan),
+            "isotropic": xp.where(count > 1, isotropic, np.nan),
         }
         return {
-            f"{name}_{group}": values[i]
+            f"{name}_{group}": values[..., i]
             for name, values in quantities.items()
             for i, group in enumerate(GROUPS)
         }

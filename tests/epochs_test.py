@@ -46,7 +46,7 @@ def trained(data, pieces=(0, 4), key=1, made=None):
     state, series = made.start(initial()), []
     for first, last in zip(pieces[:-1], pieces[1:], strict=True):
         state, found = made.advance(state, data, jax.random.key(key), first, last)
-        series.append(found["loss"][: last - first])
+        series.append(found["loss"].compute()[: last - first])
     return jax.device_get(state), np.concatenate(series)
 
 
@@ -112,7 +112,7 @@ def test_each_epoch_sees_every_example_at_most_once_in_another_order():
         assert not np.any(seen[np.setdiff1d(np.arange(90), rows)])
         # The targets go with their rows.
         mean = targets[np.isin(rows, np.flatnonzero(seen))].mean()
-        np.testing.assert_allclose(found["target"][0], mean, atol=1e-6)
+        np.testing.assert_allclose(found["target"].compute()[0], mean, atol=1e-6)
         orders.append(seen)
     assert len({order.tobytes() for order in orders}) == 40
     # Every example comes first, is left out, and so on: 40 draws of 16 of 70, 6 of 70.
@@ -247,7 +247,7 @@ def test_a_trainer_reports_every_epoch_once_and_leaves_its_start_alone(data):
     made = programs()
     state, found = made.advance(made.start(start), data, trainer.keys["train"], 0, 4)
     assert_equal(variables, state.variables)
-    assert_equal(trainer.history["train"]["loss"], found["loss"][:4])
+    assert_equal(trainer.history["train"]["loss"], found["loss"].compute()[:4])
     assert trainer.seconds["train"] > 0
 
 

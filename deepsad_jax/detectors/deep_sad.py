@@ -208,6 +208,7 @@ class DeepSAD(deep.Deep):
         if self.initial is not None:
             starts = [_encoder_of(self.initial)] * len(keys)
         elif reconstruction:
+            trainer.warm("train", objective, self.train)
             variables = trainer.init(reconstruction[0], "init_autoencoder")
             variables = trainer.run(
                 "pretrain", reconstruction[0], self.pretrain, variables

@@ -109,6 +109,8 @@ class _Generative(deep.Deep):
         bases: list[Any] = [initial.base if initial is not None else None for _ in runs]
         finished = [initial.variables for _ in runs] if initial is not None else None
         if self.uses_vae and initial is None:
+            if self.uses_m2:
+                trainer.warm("train", made[0], self.train)
             variables = trainer.init(made[-1], "init_vae")
             variables = trainer.run("pretrain", made[-1], self.pretrain, variables)
             finished = trainer.take(variables)
