@@ -11,10 +11,13 @@ import tqdm
 
 from experiments import workdir
 
+_newest: tqdm.tqdm | None = None
+
 
 def bar(total: int, label: str, unit: str) -> tqdm.tqdm:
     """A progress bar with an estimate of the time left."""
-    return tqdm.tqdm(
+    global _newest
+    _newest = tqdm.tqdm(
         total=total,
         desc=f"{label:9s}",
         unit=unit,
@@ -22,6 +25,12 @@ def bar(total: int, label: str, unit: str) -> tqdm.tqdm:
         # In a log file, a line now and then is enough.
         mininterval=0.2 if sys.stderr.isatty() else 10.0,
     )
+    return _newest
+
+
+def is_shown() -> bool:
+    """Whether the cursor stands behind a bar."""
+    return _newest is not None and not _newest.disable
 
 
 def metric_lines(stage: str, history: dict[str, Any], first: int, last: int) -> str:
@@ -39,7 +48,7 @@ class OneRun:
 
     Args:
         path: the `metrics.jsonl` to write.
-        stages: the stages in their order, with their epochs.
+        stages: the stages in their order, with their epochs or steps.
     """
 
     def __init__(self, path: str | os.PathLike, stages: dict[str, int]):
@@ -49,15 +58,15 @@ class OneRun:
         self._lines: list[str] = []
         self._next_stage()
 
-    def __call__(self, stage: str, done: int, state, history: dict) -> None:
-        """Takes what `deep_sad.fit` passes to `on_epochs`; without history, steps."""
-        del state
+    def __call__(self, stage: str, done: int, history: dict) -> None:
+        """Takes what a fit tells its observer; steps have no history."""
         if history:
             self._lines.append(metric_lines(stage, history, self._bar.n, done))
             with workdir.atomic(self._path) as file:
                 file.write("".join(self._lines).encode())
-            loss = history["loss"][done - 1]
-            self._bar.set_postfix_str(f"loss {loss:.4g}", refresh=False)
+            if "loss" in history:
+                loss = history["loss"][done - 1]
+                self._bar.set_postfix_str(f"loss {loss:.4g}", refresh=False)
         self._bar.update(done - self._bar.n)
         if done == self._bar.total:
             self._next_stage()
@@ -77,21 +86,21 @@ class OneRun:
 
 
 class ManyRuns:
-    """One bar over all epochs of all runs of a sweep.
+    """One bar over all epochs and steps of all runs of a sweep.
 
     Args:
-        stages: the stages of each run, with their epochs.
+        steps: how many there are.
     """
 
-    def __init__(self, stages: list[dict[str, int]]):
-        self._bar = bar(sum(sum(s.values()) for s in stages), "sweep", "step")
+    def __init__(self, steps: int):
+        self._bar = bar(steps, "sweep", "step")
         self._last: tuple[str, int] = ("", 0)
 
-    def __call__(self, stage: str, done: int, state, history: dict) -> None:
-        """Takes what `deep_sad.fit` passes to `on_epochs`, of one or many runs."""
-        del state
+    def __call__(self, stage: str, done: int, history: dict) -> None:
+        """Takes what a fit, of one or many runs, tells its observer."""
         # Many runs in one program have leading axes, which may be filled up.
-        runs = math.prod(np.shape(history["loss"])[:-1]) if history else 1
+        series = next(iter(history.values()), np.zeros(1))
+        runs = math.prod(np.shape(series)[:-1])
         last_stage, last_done = self._last
         fresh = done - (last_done if stage == last_stage and done > last_done else 0)
         self._last = (stage, done)

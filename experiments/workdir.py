@@ -1,26 +1,73 @@
-"""The working directory of an experiment: what is in it is complete or absent."""
+"""The working directory of an experiment: what is in it is complete or absent.
+
+A command takes a folder that is new, empty or its own (by its config.json), keeps other
+commands out of it, and removes only what its like have left half written.
+"""
 
 import contextlib
 import datetime
 import io
+import itertools
 import json
+import logging
 import math
 import os
 import pathlib
+import secrets
 import shutil
-import tempfile
-from collections.abc import Iterator
+import socket
+import time
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
+try:
+    import fcntl
+except ImportError:  # another system
+    fcntl = None
+
 CONFIG, RESULTS = "config.json", "results.json"
-_MAY_DIFFER = ("devices", "checkpoint")
-_PARTIAL, _ORBAX = ".partial", ".orbax-checkpoint-tmp*"
+MAY_DIFFER = ("devices", "checkpoint")
+# Hidden names that nobody else gives to a file.
+_LOCK, _PARTIAL = ".deepsad-lock", ".deepsad-partial"
+
+
+@contextlib.contextmanager
+def locked(
+    path: str,
+    label: str,
+    config: dict,
+    *,
+    resume: bool = True,
+    may_differ: Sequence[str] = MAY_DIFFER,
+) -> Iterator[pathlib.Path]:
+    """`prepare`, and no other command may take the folder meanwhile.
+
+    The kernel gives the lock up when the process ends, however it does.
+
+    Raises:
+        ValueError: also if another command works there; the message says which.
+    """
+    folder = pathlib.Path(path) if path else _new(label)
+    check(folder, config, resume, may_differ)
+    _make(folder)
+    for above in folder.absolute().parents[:2]:  # where a sweep may be at work
+        _check_free(above)
+    with _lock(folder):
+        yield prepare(
+            str(folder), label, config, resume=resume, may_differ=may_differ, free=True
+        )
 
 
 def prepare(
-    path: str, label: str, config: dict | None = None, *, resume: bool = True
+    path: str,
+    label: str,
+    config: dict,
+    *,
+    resume: bool = True,
+    may_differ: Sequence[str] = MAY_DIFFER,
+    free: bool = False,
 ) -> pathlib.Path:
     """Makes the folder of an experiment, or takes that of an unfinished one.
 
@@ -29,40 +76,180 @@ def prepare(
         label: what is run.
         config: of the experiment; it is written to config.json.
         resume: whether an unfinished experiment may be gone on with.
+        may_differ: fields in which the config of an unfinished one may differ.
+        free: whether it is known that no other command works there.
 
     Raises:
-        ValueError: if it holds a finished experiment, or one of another config, or is
-            not a folder.
+        ValueError: if it holds a finished experiment, one of another config or files of
+            another origin, is not a folder, or another command works there.
         OSError: if it cannot be written.
     """
-    if not path:
-        now = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
-        path = _unused(pathlib.Path("runs", f"{now}-{label}"))
-    folder = pathlib.Path(path)
+    folder = pathlib.Path(path) if path else _new(label)
+    check(folder, config, resume, may_differ)
+    _make(folder)
+    if not free:
+        _check_free(folder)
+    remove_partial(folder)
+    write_json(folder / CONFIG, config)
+    return folder
+
+
+def check(
+    folder: pathlib.Path,
+    config: dict,
+    resume: bool = True,
+    may_differ: Sequence[str] = MAY_DIFFER,
+) -> None:
+    """Raises ValueError if a folder may not be taken; touches nothing."""
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"--workdir {folder} is a file; name a folder")
-    if (folder / RESULTS).exists():
+    if not folder.exists():
+        return
+    names = sorted(p.name for p in folder.iterdir() if not p.name.startswith("."))
+    if names and CONFIG not in names:
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        raise ValueError(
+            f"--workdir {folder} holds files that no experiment has written "
+            f"({', '.join(names[:3])}{more}); choose an empty folder, or a new one"
+        )
+    if RESULTS in names:
         raise ValueError(
             f"--workdir {folder} holds a finished experiment, which is never "
             "overwritten; choose another folder, or move this one away"
         )
-    if config is not None:
-        check_unfinished(folder, config, resume)
+    check_unfinished(folder, config, resume, may_differ)
+
+
+def check_unfinished(
+    folder: pathlib.Path,
+    config: dict,
+    resume: bool,
+    may_differ: Sequence[str] = MAY_DIFFER,
+) -> None:
+    """Raises ValueError if a folder holds a run that this one may not go on with."""
+    if not (folder / CONFIG).exists():
+        return
+    if not resume:
+        raise ValueError(
+            f"--workdir {folder} holds an unfinished experiment; choose another "
+            "folder, or go on with it by --resume=auto"
+        )
+    check_same(folder, config, may_differ)
+
+
+def check_same(
+    folder: pathlib.Path, config: dict, may_differ: Sequence[str] = MAY_DIFFER
+) -> None:
+    """Raises ValueError that shows the difference to the config in a folder, if any.
+
+    How a run is computed, on how many devices and with which checkpoints, may differ.
+    """
+    before = read_json(folder / CONFIG)
+    now = json.loads(json.dumps(jsonable(config)))
+    before, now = (dict(_flat(content)) for content in (before, now))
+    changes = []
+    for name in sorted({*before, *now}):
+        if name.split(".")[0] in may_differ:
+            continue
+        if name not in before or name not in now:
+            changes.append(f"{name} is {'gone' if name in before else 'new'}")
+        elif before[name] != now[name]:
+            changes.append(f"{name} was {before[name]!r}, is {now[name]!r}")
+    if changes:
+        more = f"; and {len(changes) - 5} more" if len(changes) > 5 else ""
+        raise ValueError(
+            f"{folder} holds a run of another config ({'; '.join(changes[:5])}{more}); "
+            "choose another --workdir"
+        )
+
+
+def _flat(content: dict, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in content.items():
+        if isinstance(value, dict) and value:
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
+
+
+def _new(label: str) -> pathlib.Path:
+    """A folder that no other command has made."""
+    now = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+    for suffix in itertools.chain([""], (f"-{i}" for i in itertools.count(2))):
+        folder = pathlib.Path("runs", f"{now}-{label}{suffix}")
+        with contextlib.suppress(FileExistsError):
+            return _make(folder, exist_ok=False)
+
+
+def _make(folder: pathlib.Path, exist_ok: bool = True) -> pathlib.Path:
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=exist_ok)
+    except FileExistsError:
+        raise
     except OSError as error:
         raise OSError(f"--workdir {folder} cannot be made: {error.strerror}") from error
     if not os.access(folder, os.W_OK):
         raise PermissionError(f"--workdir {folder} cannot be written")
-    remove_partial(folder)
-    if config is not None:
-        write_json(folder / CONFIG, config)
     return folder
+
+
+@contextlib.contextmanager
+def _lock(folder: pathlib.Path) -> Iterator[None]:
+    path = folder / _LOCK
+    while True:
+        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            _flock(file, "LOCK_EX", folder)
+        except ValueError:
+            os.close(file)
+            raise
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(file), os.stat(path)):
+                break
+        os.close(file)  # who had it has just removed it
+    now = datetime.datetime.now().strftime("%Y-%m-%d %H:%M:%S")
+    who = f"process {os.getpid()} on {socket.gethostname()} since {now}"
+    try:
+        with contextlib.suppress(OSError):  # a full disk
+            os.ftruncate(file, 0)
+            os.pwrite(file, who.encode(), 0)
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        os.close(file)
+
+
+def _check_free(folder: pathlib.Path) -> None:
+    with contextlib.suppress(OSError):
+        file = os.open(folder / _LOCK, os.O_RDWR)
+        try:
+            _flock(file, "LOCK_SH", folder)
+        finally:
+            os.close(file)
+
+
+def _flock(file: int, kind: str, folder: pathlib.Path) -> None:
+    """Raises ValueError that names who has the lock."""
+    try:
+        if fcntl is None:
+            raise OSError(0, "this system has none")
+        fcntl.flock(file, getattr(fcntl, kind) | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        who = os.pread(file, 200, 0).decode(errors="replace") or "another process"
+        raise ValueError(
+            f"--workdir {folder} is in use by {who}; wait until it has ended, or "
+            "choose another folder"
+        ) from error
+    except OSError as error:
+        logging.getLogger(__name__).warning(
+            "%s cannot be locked (%s); see to it that no other command works there",
+            *(folder, error.strerror),
+        )
 
 
 def remove_partial(folder: pathlib.Path) -> None:
     """Removes what a process that was killed had not yet given its name."""
-    for pattern in (f".*{_PARTIAL}", f"model{_ORBAX}", f"checkpoints/*/*{_ORBAX}"):
+    orbax = ".orbax-checkpoint-tmp*"
+    for pattern in (f".*{_PARTIAL}*", f"model{orbax}", f"checkpoints/*/*{orbax}"):
         for left in folder.glob(pattern):
             shutil.rmtree(left) if left.is_dir() else left.unlink()
 
@@ -82,49 +269,9 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
     return content
 
 
-def check_unfinished(folder: pathlib.Path, config: dict, resume: bool) -> None:
-    """Raises ValueError if a folder holds a run that this one may not go on with."""
-    if not (folder / CONFIG).exists():
-        return
-    if not resume:
-        raise ValueError(
-            f"--workdir {folder} holds an unfinished experiment; choose another "
-            "folder, or go on with it by --resume=auto"
-        )
-    check_same(folder, config)
-
-
-def check_same(folder: pathlib.Path, config: dict) -> None:
-    """Raises ValueError that shows the difference to the config in a folder, if any.
-
-    How a run is computed, on how many devices and with which checkpoints, may differ.
-    """
-    before = read_json(folder / CONFIG)
-    now = json.loads(json.dumps(jsonable(config)))
-    before, now = (dict(_flat(content)) for content in (before, now))
-    changes = [
-        f"{name} was {before.get(name)}, is {now.get(name)}"
-        for name in sorted({*before, *now})
-        if before.get(name) != now.get(name) and name.split(".")[0] not in _MAY_DIFFER
-    ]
-    if changes:
-        raise ValueError(
-            f"{folder} holds a run of another config ({'; '.join(changes)}); choose "
-            "another --workdir"
-        )
-
-
-def _flat(content: dict, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in content.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield prefix + name, value
-
-
-def _unused(path: pathlib.Path) -> pathlib.Path:
-    candidates = [path, *(path.with_name(f"{path.name}-{i}") for i in range(2, 1000))]
-    return next(c for c in candidates if not c.exists())
+def _temporary(path: pathlib.Path) -> pathlib.Path:
+    own = f"{os.getpid()}-{secrets.token_hex(4)}"
+    return path.with_name(f".{path.name}.{own}{_PARTIAL}")
 
 
 @contextlib.contextmanager
@@ -134,20 +281,16 @@ def atomic(path: str | os.PathLike) -> Iterator[io.BufferedWriter]:
     Raises:
         OSError: if it cannot be written; the message names it.
     """
-    path, temporary = pathlib.Path(path), None
+    path = pathlib.Path(path)
+    temporary = _temporary(path)
     try:
-        handle, temporary = tempfile.mkstemp(
-            dir=path.parent, prefix=f".{path.name}.", suffix=_PARTIAL
-        )
-        with os.fdopen(handle, "wb") as file:
+        with open(temporary, "xb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
         os.replace(temporary, path)
     except BaseException as error:
-        if temporary is not None:
-            pathlib.Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         if isinstance(error, OSError):  # which names the temporary file, or none
             reason = error.strerror or error
             raise OSError(f"{path} cannot be written: {reason}") from error
@@ -165,6 +308,45 @@ def write_arrays(path: str | os.PathLike, **arrays: np.ndarray) -> None:
     """Writes a compressed `.npz`, atomically."""
     with atomic(path) as file:
         np.savez_compressed(file, **arrays)
+
+
+def save_model(path: str | os.PathLike, model: Any) -> None:
+    """Saves a model, atomically, where something may stand already.
+
+    The same model has been saved by a process that was then killed; anything else is
+    put aside, with a warning.
+
+    Raises:
+        OSError: if it cannot be written.
+    """
+    from deepsad_jax import model as models
+
+    path = pathlib.Path(path)
+    if not os.path.lexists(path):
+        models.save(model, path)
+        return
+    fresh = _temporary(path)
+    try:
+        models.save(model, fresh)
+        if _described(path) != _described(fresh):
+            aside = path.with_name(f"unused-{path.name}-{time.time_ns()}")
+            path.rename(aside)
+            logging.getLogger(__name__).warning(
+                "%s held something else, which is now %s", path, aside
+            )
+            fresh.rename(path)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+
+
+def _described(path: pathlib.Path) -> dict[str, Any] | None:
+    """What a model's folder says of it, checksum included; None of anything else."""
+    from deepsad_jax import checkpoints
+
+    try:
+        return checkpoints.read(path)[1]
+    except (OSError, ValueError):
+        return None
 
 
 def jsonable(content: Any) -> Any:

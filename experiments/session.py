@@ -1,0 +1,344 @@
+"""A command from its flags to its exit: JAX, signals, checkpoints, and what it says.
+
+Nothing heavy is imported before it is needed.
+"""
+
+import atexit
+import contextlib
+import importlib
+import logging as python_logging
+import math
+import os
+import pathlib
+import re
+import signal
+import sys
+import threading
+import traceback
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import ml_collections
+from absl import flags, logging
+from ml_collections import config_flags
+
+from experiments import progress, stopping
+
+DEFAULT_CONFIG = "configs/digits.py"
+# Without a default, which would be loaded on import, where errors cannot be caught.
+CONFIG = config_flags.DEFINE_config_file(
+    "config",
+    None,
+    f"Config file ({DEFAULT_CONFIG} by default), with an argument behind a colon where "
+    "it takes one (configs/odds.py:cardio). Every field can be overridden, as in "
+    "--config.train.learning_rate=1e-3; configs/default.py explains all fields.",
+)
+WORKDIR = flags.DEFINE_string(
+    "workdir",
+    "",
+    "Folder for the results; a new one under runs/ by default. What is finished in it "
+    "is never overwritten.",
+)
+RESUME = flags.DEFINE_enum(
+    "resume",
+    "auto",
+    ["auto", "never"],
+    "Whether to go on with the unfinished run of the same config in the working "
+    "directory, or to refuse it.",
+)
+COORDINATOR = flags.DEFINE_string(
+    "coordinator",
+    "",
+    "Address HOST:PORT of the first of several processes that share each batch.",
+)
+PROCESSES = flags.DEFINE_integer("processes", 1, "How many processes there are.", 1)
+PROCESS = flags.DEFINE_integer("process", 0, "Which of them this is, from 0.", 0)
+
+# One name for what a command needs.
+OneRun, ManyRuns = progress.OneRun, progress.ManyRuns
+metric_lines = progress.metric_lines
+# After this many seconds without a sign of life, a process counts as dead.
+_SILENCE = 30
+
+
+def start(program: Callable, *, every_core: bool = False) -> None:
+    """Parses the flags, calls `program(config)` and exits.
+
+    Wrong flags, ValueError, OSError, a lack of memory and training that cannot go on
+    end in one sentence on the standard error and the exit status 2; with
+    `--verbosity=1` after a traceback. SIGINT, SIGTERM and SIGHUP end in one that says
+    what is saved, and the exit status 130, 143 or 129.
+
+    Args:
+        program: the command.
+        every_core: whether each core of a CPU is a device.
+    """
+    stopping.STOP.listen()
+    # JAX tells of every accelerator that is not there.
+    python_logging.getLogger("jax").setLevel(python_logging.WARNING)
+    logging.use_absl_handler()
+    warnings.showwarning = _show_warning
+    if {"--help", "-help", "-h", "--helpshort", "--helpfull"} & set(sys.argv[1:]):
+        is_full = "--helpfull" in sys.argv
+        print((sys.modules["__main__"].__doc__ or "").strip() + "\n\nflags:")
+        print(flags.FLAGS.get_help() if is_full else flags.FLAGS.main_module_help())
+        sys.exit(0)
+    try:
+        config = _parse(sys.argv)
+    except Exception as error:
+        _fail(error, _of_flags(error))
+    try:
+        prepare_jax(config, every_core=every_core)
+        program(config)
+    except Exception as error:
+        if (sentence := _of_program(error)) is None:
+            raise  # a mistake of ours
+        _fail(error, sentence)
+
+
+def _parse(argv: list[str]) -> ml_collections.ConfigDict:
+    if not any(arg.lstrip("-").split("=")[0] == "config" for arg in argv[1:]):
+        argv = [argv[0], f"--config={DEFAULT_CONFIG}", *argv[1:]]
+    remaining = flags.FLAGS(argv)
+    config = CONFIG.value
+    config.keys()  # some errors wait until the config is looked at
+    if not flags.FLAGS["verbosity"].present:
+        logging.set_verbosity(logging.WARNING)
+        _quieten_orbax()
+    if len(remaining) > 1:
+        raise ValueError(f"unexpected argument {remaining[1]!r}")
+    if PROCESS.value >= PROCESSES.value:
+        raise ValueError(
+            f"--process is {PROCESS.value}; of --processes={PROCESSES.value} the last "
+            f"is {PROCESSES.value - 1}"
+        )
+    address = COORDINATOR.value
+    if (address or PROCESSES.value > 1) and not re.fullmatch(r".+:\d+", address):
+        raise ValueError(
+            f"--coordinator is {address!r}; several processes need the address "
+            "HOST:PORT of the first"
+        )
+    return config
+
+
+def prepare_jax(config: ml_collections.ConfigDict, *, every_core: bool = False) -> None:
+    """Joins the other processes, if any, and keeps compiled programs between runs."""
+    import jax
+
+    from deepsad_jax import fast_cpu, parallel
+
+    cores = parallel.cores()
+    fast_cpu.keep_freed_memory(_is_large(config, cores))
+    # A CPU is one device unless told otherwise; its cores can share batches, too.
+    told = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
+    devices = cores if every_core else config.get("devices")
+    if not told and isinstance(devices, int):
+        if (devices := min(devices, cores)) > max(1, jax.config.jax_num_cpu_devices):
+            jax.config.update("jax_num_cpu_devices", devices)
+    # Most programs are small; JAX by itself keeps only those that took a second.
+    cache = os.environ.get("JAX_COMPILATION_CACHE_DIR") or os.path.join(
+        os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"),
+        "deepsad_jax",
+        "xla",
+    )
+    jax.config.update("jax_compilation_cache_dir", cache)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.05)
+    if COORDINATOR.value:
+        _join()
+
+
+def _join() -> None:
+    """Joins the other processes."""
+    import jax
+
+    stopping.STOP.many = True
+    if logging.get_verbosity() < logging.DEBUG:
+        stopping.tame_aborts()
+    # Its notice of a preemption would take SIGTERM from us.
+    jax.config.update("jax_enable_preemption_service", False)
+    waits = f"waiting at {COORDINATOR.value} for the other processes"
+    timer = threading.Timer(5.0, stopping.say, [waits])
+    timer.daemon = True
+    timer.start()
+    jax.distributed.initialize(
+        *(COORDINATOR.value, PROCESSES.value, PROCESS.value),
+        heartbeat_timeout_seconds=_SILENCE,
+    )
+    timer.cancel()
+
+
+def _is_large(config: ml_collections.ConfigDict, cores: int) -> bool:
+    """Whether memory is kept as large networks need it, see `fast_cpu`."""
+    from deepsad_jax import networks
+
+    data = config.get("data", {}).get("name", "")
+    pair = networks.PAPER.get(config.get("network") or f"{data}_LeNet")
+    if pair is None or len(pair.input_shape) == 1:
+        return False
+    activation = math.prod(pair.input_shape[:-1]) * pair.encoder.features[0]
+    return activation >= (2**14 if cores > 1 else 2**13)
+
+
+def warm_imports(draw: bool = True) -> None:
+    """Imports in the background what the end of a run needs, while XLA compiles.
+
+    Only once everything else has been imported: threads whose imports need each other
+    would find modules half imported. What cannot be imported fails where it is used.
+
+    Args:
+        draw: whether there will be pictures.
+    """
+    names = ["orbax.checkpoint", "sklearn.metrics"]
+    if draw:
+        names += ["matplotlib.figure", "matplotlib.backends.backend_agg"]
+    is_over = threading.Event()
+
+    def work():
+        for name in names:
+            with contextlib.suppress(Exception):
+                if not is_over.is_set():
+                    importlib.import_module(name)
+
+    thread = threading.Thread(target=work, name="imports", daemon=True)
+    thread.start()
+    # A thread that imports while the interpreter ends would crash it.
+    atexit.register(lambda: (is_over.set(), thread.join()))
+
+
+@contextlib.contextmanager
+def keepers(
+    configs: Sequence[ml_collections.ConfigDict],
+    folders: Sequence[pathlib.Path],
+    target: pathlib.Path,
+) -> Iterator[list[Any] | None]:
+    """The keepers of runs, as `config.checkpoint` says; signals have one save and stop.
+
+    None where several processes train together.
+
+    Args:
+        configs: of the runs.
+        folders: of the same runs.
+        target: the working directory of the command.
+
+    Raises:
+        checkpoints.Interrupted: after a signal while one is training.
+        OSError: if a checkpoint cannot be written.
+        training.TrainingError: as inside, with the last good checkpoint.
+    """
+    import jax
+
+    from deepsad_jax import checkpoints, training
+
+    if jax.process_count() > 1:
+        if any((folder / "metrics.jsonl").exists() for folder in folders):
+            logging.warning("%s is trained from the first epoch on again", target)
+        yield None
+        return
+    kept = [
+        checkpoints.Keeper(folder / "checkpoints", **config.checkpoint)
+        for config, folder in zip(configs, folders, strict=True)
+    ]
+    stopping.STOP.kept, stopping.STOP.target = kept, target
+    try:
+        with contextlib.ExitStack() as stack:
+            for keeper in kept:
+                stack.callback(keeper.close)
+            yield kept
+    except checkpoints.Interrupted as error:
+        raise checkpoints.Interrupted(
+            f"{error}; go on by the same command with --workdir={target}"
+        ) from error
+    except training.TrainingError as error:
+        for keeper in kept:
+            if keeper.is_training and (newest := keeper.newest()):
+                message = f"{error}; the last good checkpoint is {newest}"
+                raise training.TrainingError(message) from error
+        raise
+
+
+def _fail(error: Exception, sentence: str) -> None:
+    """Ends the process with a sentence."""
+    if flags.FLAGS.is_parsed() and logging.get_verbosity() >= logging.DEBUG:
+        traceback.print_exception(error)
+    status = 128 + (stopping.STOP.told or signal.SIGTERM)
+    status = status if sentence.startswith("interrupted") else 2
+    sentence = " ".join(sentence.split())
+    if stopping.STOP.many:  # where JAX would first wait for the other processes
+        stopping.STOP.end(sentence, status)
+    print(sentence, file=sys.stderr)
+    sys.exit(status)
+
+
+def _of_program(error: Exception) -> str | None:
+    """A sentence for what has stopped a command; None for what should not happen."""
+    import jax
+
+    from deepsad_jax import checkpoints, training
+
+    text = str(error)
+    if isinstance(error, checkpoints.Interrupted):
+        return f"interrupted: {text}"
+    if isinstance(error, (ValueError, OSError, training.TrainingError)):
+        return f"error: {text}"
+    is_runtime = isinstance(error, RuntimeError)
+    if isinstance(error, MemoryError) or is_runtime and "RESOURCE_EXHAUSTED" in text:
+        return "error: the memory is full; try smaller batches, or less at once"
+    if is_runtime and "Unable to initialize backend" in text:
+        return f"error: {text}"
+    if stopping.STOP.many and isinstance(error, jax.errors.JaxRuntimeError):
+        reason = text[:150]
+        return f"error: the processes cannot go on ({reason}); {stopping.ALONE}"
+    return None
+
+
+def _of_flags(error: Exception) -> str:
+    """A sentence for wrong flags and config files."""
+    inner = error.args[0] if len(error.args) == 1 else error
+    message = str(inner)
+    if "Traceback" in message:  # ml_collections puts that of a config file in
+        message = re.split(r"\n\w*Error: ", message)[-1]
+    message = re.sub(r"\('([^']*)', '([^']*)'\)$", r"\1: \2", message)
+    if match := re.search(r'Did you mean "(\w+)" instead of "(\w+)"', message):
+        message = f'the config has no field "{match[2]}"; did you mean "{match[1]}"?'
+    elif match := re.search(r"Attempting to lookup: (\S+)", message):
+        message = (
+            f'the config has no field "{match[1]}"; configs/default.py has them all'
+        )
+    elif isinstance(error, KeyError) or isinstance(inner, KeyError):
+        name = message.strip("'\"")
+        message = f'the config has no field "{name}"; configs/default.py has them all'
+    elif "no attribute 'get_config'" in message:
+        message = "the config file must define get_config()"
+    elif "get_config() takes 0 positional arguments" in message:
+        message = "the config file takes no argument behind a colon"
+    elif re.search(r"Failed to parse '.*' as a ConfigDict", message):
+        message = f"{message.split('=')[0]} is a section of fields; name one of them"
+    elif not isinstance(error, (flags.Error, ValueError)) or "load" in message:
+        message = re.sub(r"(?s)^.*failure to load:\s*", "", message)
+        if "Failed loading" in message:
+            message = message.splitlines()[-1]
+        message = f"the config file cannot be loaded: {message}"
+    return f"error: {message}"
+
+
+def _show_warning(message, category, filename, lineno, file=None, line=None):
+    """A warning in one line."""
+    print("warning:", " ".join(str(message).split()), file=file or sys.stderr)
+
+
+def _quieten_orbax() -> None:
+    """Leaves it to one sentence to say that a disk is full or a checkpoint damaged.
+
+    Orbax logs tracebacks of its own, and TensorStore prints one for each array that
+    fails after another one has.
+    """
+    orbax = f"{os.sep}orbax{os.sep}"
+    logging.get_absl_logger().addFilter(lambda record: orbax not in record.pathname)
+    show = sys.unraisablehook
+
+    def show_others(unraisable):
+        if str(unraisable.exc_value) != "Event loop is closed":
+            show(unraisable)
+
+    sys.unraisablehook = show_others
