@@ -3,6 +3,7 @@ import pathlib
 
 import numpy as np
 import pytest
+import sklearn.model_selection
 
 from deepsad_jax import preprocessing
 from deepsad_jax.data import protocol, sources
@@ -254,3 +255,23 @@ def test_series_and_volumes_keep_their_rank():
         np.testing.assert_array_equal(
             [train.min(axis=0), train.max(axis=0)], [[0] * 2, [1] * 2]
         )
+
+
+def test_tables_are_split_as_scikit_learn_splits_them():
+    rng = np.random.default_rng(0)
+    for seed in range(60):
+        sizes = rng.integers(2, 40, rng.integers(1, 12))
+        labels = rng.permutation(np.repeat(rng.permutation(len(sizes)), sizes))
+        try:
+            expected = sklearn.model_selection.train_test_split(
+                np.arange(len(labels)),
+                test_size=0.4,
+                stratify=labels,
+                random_state=seed,
+            )
+        except ValueError:
+            with pytest.raises(ValueError, match="cannot be split"):
+                protocol._split(labels, seed)
+            continue
+        for found, wanted in zip(protocol._split(labels, seed), expected, strict=True):
+            np.testing.assert_array_equal(found, np.sort(wanted))

@@ -6,6 +6,7 @@ the unlabeled, as the ratios ask for. The test set is kept whole.
 """
 
 import dataclasses
+import math
 import numbers
 import warnings
 from typing import NamedTuple
@@ -296,22 +297,41 @@ def describe(source: sources.Source, protocol: Protocol) -> str:
 
 
 def _split(labels: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    import sklearn.model_selection
+    """Rows of the training and the test part, stratified by class.
 
-    try:
-        train, test = sklearn.model_selection.train_test_split(
-            np.arange(len(labels)),
-            test_size=TEST_SHARE,
-            stratify=labels,
-            random_state=seed,
-        )
-    except ValueError as error:
-        classes, sizes = np.unique(labels, return_counts=True)
+    Those of scikit-learn's `train_test_split`, whose import takes longer than training.
+    """
+    classes, inverse, sizes = np.unique(labels, return_inverse=True, return_counts=True)
+    rng, count = np.random.RandomState(seed), math.ceil(TEST_SHARE * len(labels))
+    rest = len(labels) - count
+    if sizes.min() < 2 or min(count, rest) < len(classes):
         rarest = int(np.argmin(sizes))
         raise ValueError(
             "the data cannot be split into training and test part, with all classes "
             f"in both: there are {len(labels)} examples of {len(classes)} classes, "
             f"{sizes[rarest]} of them of class {classes[rarest]}; add examples, or "
             "give a test part"
-        ) from error
-    return np.sort(train), np.sort(test)
+        )
+    in_train = _apportioned(sizes, rest, rng)
+    in_test = _apportioned(sizes - in_train, count, rng)
+    train, test = [], []
+    for i, (first, second) in enumerate(zip(in_train, in_test, strict=True)):
+        rows = np.flatnonzero(inverse == i)[rng.permutation(sizes[i])]
+        train.append(rows[:first])
+        test.append(rows[first : first + second])
+    return np.sort(np.concatenate(train)), np.sort(np.concatenate(test))
+
+
+def _apportioned(sizes: np.ndarray, count: int, rng) -> np.ndarray:
+    """Seats for classes by their sizes: the largest remainders are rounded up, and a
+    draw decides among equal ones."""
+    quotas = sizes / sizes.sum() * count
+    seats = np.floor(quotas)
+    left, remainders = int(count - seats.sum()), quotas - seats
+    for value in np.unique(remainders)[::-1]:
+        if left > 0:
+            equal = np.flatnonzero(remainders == value)
+            chosen = rng.choice(equal, size=min(len(equal), left), replace=False)
+            seats[chosen] += 1
+            left -= len(chosen)
+    return seats.astype(int)
