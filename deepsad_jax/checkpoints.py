@@ -5,6 +5,7 @@ writes it under a temporary name and renames it, so a folder of the right name i
 complete; it does not notice a flipped byte, the checksum does.
 """
 
+import json
 import logging
 import os
 import pathlib
@@ -76,7 +77,8 @@ def _content(leaves, meta):
 
     leaves = [np.asarray(leaf) for leaf in jax.device_get(list(leaves))]
     state = {str(i): leaf for i, leaf in enumerate(leaves)}
-    meta = {**meta, "leaves": len(leaves), "crc32": _checksum(leaves)}
+    meta = {**meta, "leaves": len(leaves)}
+    meta["crc32"] = _checksum(leaves, meta)
     return ocp.args.Composite(
         # Orbax refuses to save nothing.
         state=ocp.args.StandardSave(state or {"none": np.zeros(1)}),
@@ -98,7 +100,7 @@ def _read(folder):
     if "leaves" not in meta:  # of version 0.1, which had no checksum of models
         return jax.tree.map(np.asarray, state), meta
     leaves = [np.asarray(state[str(i)]) for i in range(meta["leaves"])]
-    if _checksum(leaves) != meta["crc32"]:
+    if meta.pop("crc32", None) != _checksum(leaves, meta):
         raise ValueError("its checksum is wrong")
     return leaves, meta
 
@@ -293,11 +295,12 @@ def _state_of(leaves, meta, like, epochs):
     return jax.tree.unflatten(jax.tree.structure(like), state), history
 
 
-def _checksum(leaves: Sequence[np.ndarray]) -> int:
-    checksum = 0
+def _checksum(leaves: Sequence[np.ndarray], meta: dict) -> int:
+    checksum = zlib.crc32(json.dumps(meta, sort_keys=True).encode())
     for leaf in leaves:
         checksum = zlib.crc32(f"{leaf.shape}{leaf.dtype}".encode(), checksum)
-        checksum = zlib.crc32(np.ascontiguousarray(leaf), checksum)
+        raw = np.ascontiguousarray(leaf).reshape(-1).view(np.uint8)  # of any type
+        checksum = zlib.crc32(raw, checksum)
     return checksum
 
 

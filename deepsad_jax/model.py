@@ -277,6 +277,8 @@ def _verified(model):
             one, other = (_kind(arrays.get(path)) for arrays in (found, expected))
             if one != other:
                 raise ValueError(f"its array {path} is {one}, not {other}")
+        epochs.is_convolutional(model.objective, shape)  # as scoring will
+    jax.eval_shape(model.objective.score, model.variables, example)
     if model.base is not None:
         _verified(model.base)
     return model

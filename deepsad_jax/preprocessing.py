@@ -203,7 +203,7 @@ class MinMax(Preprocessing):
     upper: tuple[float, ...] = ()
 
     def __post_init__(self):
-        sizes = set()
+        sizes = []
         for field in dataclasses.fields(self):
             values = getattr(self, field.name)
             values = tuple(values) if isinstance(values, (list, tuple)) else (None,)
@@ -212,8 +212,9 @@ class MinMax(Preprocessing):
                     f"{field.name} must hold finite numbers, one per column"
                 )
             object.__setattr__(self, field.name, values)
-            sizes.add(len(values))
-        if not self.low or sizes - {0} != {len(self.low)} or not self.high:
+            sizes.append(len(values))
+        columns, *others = sizes
+        if not columns or others not in ([columns, 0, 0], [columns] * 3):
             raise ValueError("low and high must hold one number per column")
         if any(a > b for a, b in zip(self.low, self.high, strict=True)):
             raise ValueError("low must not be above high")
@@ -294,11 +295,10 @@ class MinMax(Preprocessing):
 
     def _refuse_far(self, x, name):
         position, number = checks.locate(x, self._is_far)
-        column = position[-1]
         raise ValueError(
             f"{name} has a value too far from the training part's, which are from "
-            f"{self.low[column]} to {self.high[column]} ({checks.place(position)}; "
-            f"{number} such values in all); clip or remove them"
+            f"{self.low[position[-1]]} to {self.high[position[-1]]} ("
+            f"{checks.place(position)}; {number} such values in all); clip or remove it"
         )
 
     def _unlike(self, x):
