@@ -77,7 +77,6 @@ def start(program: Callable, *, every_core: bool = False) -> None:
     stopping.STOP.listen()
     # JAX tells of every accelerator that is not there.
     python_logging.getLogger("jax").setLevel(python_logging.WARNING)
-    logging.use_absl_handler()
     warnings.showwarning = _show_warning
     if {"--help", "-help", "-h", "--helpshort", "--helpfull"} & set(sys.argv[1:]):
         is_full = "--helpfull" in sys.argv
@@ -103,8 +102,11 @@ def _parse(argv: list[str]) -> ml_collections.ConfigDict:
     remaining = flags.FLAGS(argv)
     config = CONFIG.value
     config.keys()  # some errors wait until the config is looked at
-    if not flags.FLAGS["verbosity"].present:
+    if flags.FLAGS["verbosity"].present:
+        logging.use_absl_handler()
+    else:
         logging.set_verbosity(logging.WARNING)
+        python_logging.root.addHandler(_Lines())
         _quieten_orbax()
     if len(remaining) > 1:
         raise ValueError(f"unexpected argument {remaining[1]!r}")
@@ -136,16 +138,31 @@ def prepare_jax(config: ml_collections.ConfigDict, *, every_core: bool = False) 
     if not told and isinstance(devices, int):
         if (devices := min(devices, cores)) > max(1, jax.config.jax_num_cpu_devices):
             jax.config.update("jax_num_cpu_devices", devices)
-    # Most programs are small; JAX by itself keeps only those that took a second.
-    cache = os.environ.get("JAX_COMPILATION_CACHE_DIR") or os.path.join(
-        os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"),
-        "deepsad_jax",
-        "xla",
-    )
-    jax.config.update("jax_compilation_cache_dir", cache)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.05)
+    _keep_programs()
     if COORDINATOR.value:
         _join()
+
+
+def _keep_programs() -> None:
+    """Keeps compiled programs between runs, where they can be written."""
+    import jax
+
+    cache = _cache()
+    with contextlib.suppress(OSError):
+        cache.mkdir(parents=True, exist_ok=True)
+    if not os.access(cache, os.W_OK):
+        logging.warning("%s cannot be written: programs are compiled anew", cache)
+        cache = None
+    jax.config.update("jax_compilation_cache_dir", cache and str(cache))
+    # Most programs are small; JAX by itself keeps only those that took a second.
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.05)
+
+
+def _cache() -> pathlib.Path:
+    if named := os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        return pathlib.Path(named)
+    caches = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return pathlib.Path(caches, "deepsad_jax", "xla")
 
 
 def _join() -> None:
@@ -324,7 +341,21 @@ def _of_flags(error: Exception) -> str:
 
 def _show_warning(message, category, filename, lineno, file=None, line=None):
     """A warning in one line."""
-    print("warning:", " ".join(str(message).split()), file=file or sys.stderr)
+    text = " ".join(str(message).split())
+    if match := re.match(r"Error reading persistent .* entry for '(\w+)'", text):
+        # Half written by a process that was killed; JAX would never write it again.
+        for entry in _cache().glob(f"{match[1]}-*-cache"):
+            entry.unlink(missing_ok=True)
+        text = f"damaged programs {match[1]} are removed from {_cache()}"
+    stopping.say(f"warning: {text}")
+
+
+class _Lines(python_logging.Handler):
+    """Says what is logged in a line of its own."""
+
+    def emit(self, record):
+        text = " ".join(record.getMessage().split())
+        stopping.say(f"{record.levelname.lower()}: {text}")
 
 
 def _quieten_orbax() -> None:

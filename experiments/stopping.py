@@ -7,8 +7,6 @@ import sys
 import tempfile
 import threading
 
-from absl import logging
-
 from experiments import progress, workdir
 
 ALONE = (
@@ -100,7 +98,6 @@ def tame_aborts() -> None:
     shown = os.dup(2)
     os.dup2(log.fileno(), 2)
     sys.stderr = os.fdopen(shown, "w", buffering=1)
-    logging.get_absl_handler().python_handler.setStream(sys.stderr)
 
     @ctypes.CFUNCTYPE(None, ctypes.c_int)
     def aborted(number):

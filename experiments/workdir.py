@@ -37,7 +37,7 @@ _LOCK, _PARTIAL = ".deepsad-lock", ".deepsad-partial"
 def locked(
     path: str,
     label: str,
-    config: dict,
+    config: dict | None = None,
     *,
     resume: bool = True,
     may_differ: Sequence[str] = MAY_DIFFER,
@@ -49,54 +49,58 @@ def locked(
     Raises:
         ValueError: also if another command works there; the message says which.
     """
-    folder = pathlib.Path(path) if path else _new(label)
-    check(folder, config, resume, may_differ)
-    _make(folder)
+    folder = _opened(path, label, config, resume, may_differ)
     for above in folder.absolute().parents[:2]:  # where a sweep may be at work
         _check_free(above)
     with _lock(folder):
-        yield prepare(
-            str(folder), label, config, resume=resume, may_differ=may_differ, free=True
-        )
+        check(folder, config, resume, may_differ)  # it may have been finished since
+        yield _begun(folder, config)
 
 
 def prepare(
     path: str,
     label: str,
-    config: dict,
+    config: dict | None = None,
     *,
     resume: bool = True,
     may_differ: Sequence[str] = MAY_DIFFER,
-    free: bool = False,
 ) -> pathlib.Path:
     """Makes the folder of an experiment, or takes that of an unfinished one.
 
     Args:
         path: the folder, or "" for a new one under `runs/`, named by label and time.
         label: what is run.
-        config: of the experiment; it is written to config.json.
+        config: of the experiment; it is written to config.json. Without one, the folder
+            must be empty.
         resume: whether an unfinished experiment may be gone on with.
         may_differ: fields in which the config of an unfinished one may differ.
-        free: whether it is known that no other command works there.
 
     Raises:
         ValueError: if it holds a finished experiment, one of another config or files of
             another origin, is not a folder, or another command works there.
         OSError: if it cannot be written.
     """
+    folder = _opened(path, label, config, resume, may_differ)
+    _check_free(folder)
+    return _begun(folder, config)
+
+
+def _opened(path, label, config, resume, may_differ) -> pathlib.Path:
     folder = pathlib.Path(path) if path else _new(label)
     check(folder, config, resume, may_differ)
-    _make(folder)
-    if not free:
-        _check_free(folder)
+    return _make(folder)
+
+
+def _begun(folder, config) -> pathlib.Path:
     remove_partial(folder)
-    write_json(folder / CONFIG, config)
+    if config is not None:
+        write_json(folder / CONFIG, config)
     return folder
 
 
 def check(
     folder: pathlib.Path,
-    config: dict,
+    config: dict | None,
     resume: bool = True,
     may_differ: Sequence[str] = MAY_DIFFER,
 ) -> None:
@@ -106,10 +110,10 @@ def check(
     if not folder.exists():
         return
     names = sorted(p.name for p in folder.iterdir() if not p.name.startswith("."))
-    if names and CONFIG not in names:
+    if names and (config is None or CONFIG not in names):
         more = f" and {len(names) - 3} more" if len(names) > 3 else ""
         raise ValueError(
-            f"--workdir {folder} holds files that no experiment has written "
+            f"--workdir {folder} holds files that are not of this experiment "
             f"({', '.join(names[:3])}{more}); choose an empty folder, or a new one"
         )
     if RESULTS in names:
@@ -117,7 +121,8 @@ def check(
             f"--workdir {folder} holds a finished experiment, which is never "
             "overwritten; choose another folder, or move this one away"
         )
-    check_unfinished(folder, config, resume, may_differ)
+    if names:
+        check_unfinished(folder, config, resume, may_differ)
 
 
 def check_unfinished(
@@ -328,7 +333,7 @@ def save_model(path: str | os.PathLike, model: Any) -> None:
     fresh = _temporary(path)
     try:
         models.save(model, fresh)
-        if _described(path) != _described(fresh):
+        if not _is_same(path, fresh):
             aside = path.with_name(f"unused-{path.name}-{time.time_ns()}")
             path.rename(aside)
             logging.getLogger(__name__).warning(
@@ -339,14 +344,23 @@ def save_model(path: str | os.PathLike, model: Any) -> None:
         shutil.rmtree(fresh, ignore_errors=True)
 
 
-def _described(path: pathlib.Path) -> dict[str, Any] | None:
-    """What a model's folder says of it, checksum included; None of anything else."""
+def _is_same(path: pathlib.Path, other: pathlib.Path) -> bool:
+    """Whether two folders hold the same model, bit for bit."""
     from deepsad_jax import checkpoints
 
     try:
-        return checkpoints.read(path)[1]
+        (leaves, meta), (others, its) = map(checkpoints.read, (path, other))
     except (OSError, ValueError):
-        return None
+        return False
+    return (
+        isinstance(leaves, list)
+        and meta == its
+        and [_bits(leaf) for leaf in leaves] == [_bits(leaf) for leaf in others]
+    )
+
+
+def _bits(leaf: np.ndarray) -> tuple:
+    return leaf.dtype, leaf.shape, leaf.tobytes()
 
 
 def jsonable(content: Any) -> Any:
