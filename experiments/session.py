@@ -6,6 +6,7 @@ Nothing heavy is imported before it is needed.
 import atexit
 import contextlib
 import importlib
+import itertools
 import logging as python_logging
 import math
 import os
@@ -99,6 +100,11 @@ def start(program: Callable, *, every_core: bool = False) -> None:
 def _parse(argv: list[str]) -> ml_collections.ConfigDict:
     if not any(arg.lstrip("-").split("=")[0] == "config" for arg in argv[1:]):
         argv = [argv[0], f"--config={DEFAULT_CONFIG}", *argv[1:]]
+    for arg, following in itertools.pairwise([*argv, ""]):
+        name, _, file = arg.partition("=")
+        if name.lstrip("-") == "config":  # what stands beside it can be imported
+            file = (file or following).partition(":")[0]
+            sys.path.append(os.path.dirname(os.path.abspath(file)))
     remaining = flags.FLAGS(argv)
     config = CONFIG.value
     config.keys()  # some errors wait until the config is looked at
@@ -289,23 +295,20 @@ def _fail(error: Exception, sentence: str) -> None:
 
 def _of_program(error: Exception) -> str | None:
     """A sentence for what has stopped a command; None for what should not happen."""
-    import jax
-
     from deepsad_jax import checkpoints, training
 
     text = str(error)
     if isinstance(error, checkpoints.Interrupted):
         return f"interrupted: {text}"
+    # XLA's errors, of several types, begin with a status.
+    if isinstance(error, MemoryError) or text.startswith("RESOURCE_EXHAUSTED: "):
+        return "error: the memory is full; try smaller batches, or less at once"
+    if stopping.STOP.many and re.match("[A-Z_]+: ", text):
+        return f"error: the processes cannot go on ({text[:150]}); {stopping.ALONE}"
     if isinstance(error, (ValueError, OSError, training.TrainingError)):
         return f"error: {text}"
-    is_runtime = isinstance(error, RuntimeError)
-    if isinstance(error, MemoryError) or is_runtime and "RESOURCE_EXHAUSTED" in text:
-        return "error: the memory is full; try smaller batches, or less at once"
-    if is_runtime and "Unable to initialize backend" in text:
+    if isinstance(error, RuntimeError) and "Unable to initialize backend" in text:
         return f"error: {text}"
-    if stopping.STOP.many and isinstance(error, jax.errors.JaxRuntimeError):
-        reason = text[:150]
-        return f"error: the processes cannot go on ({reason}); {stopping.ALONE}"
     return None
 
 

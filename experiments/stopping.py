@@ -79,10 +79,8 @@ class Stop:
         if (self.target / workdir.RESULTS).exists():
             return f"but {self.target} is finished"
         newest = [n for keeper in self.kept if (n := keeper.newest())]
-        saved = newest[-1] if newest else "no checkpoint of this training yet"
-        return (
-            f"saved is {saved}; go on by the same command with --workdir={self.target}"
-        )
+        saved = f"saved is {newest[-1]}" if newest else "no checkpoint is saved yet"
+        return f"{saved}; go on by the same command with --workdir={self.target}"
 
 
 STOP = Stop()
