@@ -1,7 +1,7 @@
 """One device, many devices and many processes give the same numbers.
 
 CPUs are made to look like several devices, which has to be said before JAX starts: the
-checks run in processes of their own (this file, called as a program).
+checks run in processes of their own, for which this file is the program.
 """
 
 import functools
@@ -11,157 +11,266 @@ import socket
 import subprocess
 import sys
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
+from jax import lax
 
-from deepsad_jax import deep_sad, dgm, networks, parallel, supervised, training
+from deepsad_jax import (
+    epochs,
+    losses,
+    methods,
+    model,
+    networks,
+    parallel,
+    preprocessing,
+    training,
+)
+from deepsad_jax.detectors import classifier, deep_sad, generative
 
-STAGE = training.Optimization(1e-3, epochs=3, milestones=(2,), batch_size=16)
+STAGE = training.Stage(training.Adam(1e-3, (2,)), epochs=3, batch_size=16)
+# Few layers, where the network is of no importance, since each takes long to compile.
+SMALL = networks.MLPEncoder((8,), 3)
 
 
-def problem(network, seed=0, size=70):
+def problem(shape, seed=0, size=70):
     rng = np.random.default_rng(seed)
-    shape = networks.resolve(network).input_shape
     x = rng.random((90, *shape), np.float32)
     data = training.training_set(x, rng.integers(-1, 2, size), np.arange(size))
-    return training.padded(data, 80)
+    return training.padded(data, 80)  # runs of unlike size share their programs
 
 
-def fit(network, key, data, execution):
-    return deep_sad.fit(
-        key, data, network=network, train=STAGE, pretrain=STAGE, execution=execution
-    )
+def arrays_of(fitted):
+    found, record = fitted
+    base = found.base.variables if found.base is not None else {}
+    return found.variables, base, record.history
 
 
 def largest_difference(a, b):
-    a, b = ((m.encoder, m.center, m.autoencoder) for m in (a, b))
     differences = jax.tree.map(lambda x, y: float(np.abs(x - y).max()), a, b)
     return max(jax.tree.leaves(differences))
 
 
-def check_data_parallel(network, per_step):
-    data, key = problem(network), jax.random.key(3)
-    one = fit(network, key, data, parallel.Execution(per_step=per_step))
-    for devices in (4, 8):
-        execution = parallel.Execution(per_step=per_step, devices=devices)
-        several = fit(network, key, data, execution)
-        # Sums over the batch in another order; Adam's steps are 1e-3.
-        print(network, per_step, devices, largest_difference(one, several))
-        assert largest_difference(one, several) < 2e-5
-        scores = deep_sad.score(several, data.x, execution=execution)
-        expected = deep_sad.score(one, data.x)
-        np.testing.assert_allclose(scores, expected, rtol=1e-3, atol=1e-5)
+def assert_close(a, b, rtol=1e-3, atol=1e-4):
+    check = functools.partial(np.testing.assert_allclose, rtol=rtol, atol=atol)
+    jax.tree.map(check, a, b)
 
 
-def check_run_parallel(network, together, tolerance):
-    runs = [problem(network, seed, size=60 + 3 * seed) for seed in range(6)]
-    keys = [jax.random.key(seed) for seed in range(6)]
-    singles = [
-        fit(network, key, data, parallel.Execution())
-        for key, data in zip(keys, runs, strict=True)
+def assert_equal(a, b):
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def check_collectives():
+    """`total` and its like, where a layer or an objective may call them."""
+
+    @jax.custom_vjp
+    def square(x):
+        return parallel.total(x**2)
+
+    square.defvjp(
+        lambda x: (square(x), x), lambda x, g: (2 * x * parallel.shares() * g,)
+    )
+
+    def function(x):
+        assert parallel.gather(x).shape == (8,)
+
+        def body(carry, _):
+            return carry + parallel.mean(jnp.mean(x)), parallel.total(jnp.sum(x))
+
+        mean, totals = lax.scan(body, 0.0, length=3)
+        gradient = jax.grad(lambda x: jnp.sum(square(x)))(x)
+        whole = parallel.gather(jnp.stack([x, gradient], axis=1))
+        same = parallel.own_share(whole[:, 0]) - x
+        return mean, totals, whole, parallel.total(jnp.sum(same**2))
+
+    x = np.arange(8, dtype=np.float32)
+    for plan in (parallel.one(), parallel.split_batch(4)):
+        compiled = plan.compile(lambda x: function(x), split=0)
+        mean, totals, whole, same = jax.device_get(compiled(x))
+        np.testing.assert_allclose(mean, 3 * 3.5)
+        np.testing.assert_allclose(totals, [28.0] * 3)
+        np.testing.assert_allclose(whole[:, 0], x)
+        np.testing.assert_allclose(whole[:, 1], 2 * x * plan.devices)
+        assert same == 0
+    assert parallel.shares() == 1
+
+
+def check_shared_batches(shape, devices):
+    data, key, plan = problem(shape), jax.random.key(3), parallel.split_batch(devices)
+    method = deep_sad.DeepSAD(train=STAGE, pretrain=STAGE)
+    one, several = method.fit(key, data), method.fit(key, data, plan=plan)
+    # Sums over the batch in another order; Adam's steps are 1e-3.
+    assert largest_difference(arrays_of(several)[:2], arrays_of(one)[:2]) < 2e-5
+    assert_close(several[1].history, one[1].history)
+    scores = model.score(several[0], data.x, plan=plan)
+    assert_close(scores, model.score(one[0], data.x), atol=1e-5)
+    return one[0], data.x
+
+
+def check_perceptrons_that_share_batches():
+    found, x = check_shared_batches((21,), 8)
+    # Scoring shares the rows alone: whatever their number, the same bits.
+    rows = np.tile(x, (30, 1))
+    for size in (1, 90, 2700):
+        for function in (model.score, model.embed):
+            shared = function(found, rows[:size], plan=parallel.split_batch(4))
+            np.testing.assert_array_equal(shared, function(found, rows[:size]))
+
+
+def check_images_that_share_batches():
+    check_shared_batches((8, 8, 1), 4)
+
+
+class Residual(nn.Module):
+    """A network of a user's own, of Flax's layers alone."""
+
+    @nn.compact
+    def __call__(self, x, train):
+        norm = functools.partial(nn.BatchNorm, use_running_average=not train)
+        x = nn.relu(norm()(nn.Conv(4, (3, 3), 2, use_bias=False)(x)))
+        x = x + nn.relu(norm()(nn.Conv(4, (3, 3), use_bias=False)(x)))
+        return nn.Dense(5, use_bias=False)(x.mean((1, 2)))
+
+
+def focal(embeddings, semi_targets, center, *, gamma=2.0):
+    distance = losses.squared_distance(embeddings, center)
+    return jnp.where(semi_targets == -1, 1 / (distance + 1e-3), distance) * gamma
+
+
+def check_stock_modules_that_share_batches():
+    schedule = optax.warmup_cosine_decay_schedule(0.0, 3e-3, 4, 100)
+    stage = training.Stage(optax.adamw(schedule), epochs=3, batch_size=16)
+    rng = np.random.default_rng(0)
+    x = rng.integers(0, 256, (64, 12, 12, 3), dtype=np.uint8)
+    data = training.training_set(x, rng.integers(-1, 2, 64))
+    method = deep_sad.DeepSAD(encoder=Residual(), loss=focal, train=stage)
+    one, four = (
+        method.fit(jax.random.key(0), data, plan=plan)
+        for plan in (None, parallel.split_batch(4))
+    )
+    assert epochs.is_convolutional(one[0].objective, (12, 12, 3))
+    # Statistics of the whole batch: without, they would differ by their own size.
+    assert_close(arrays_of(four), arrays_of(one), rtol=1e-4, atol=1e-5)
+    scores = model.score(four[0], x, plan=parallel.split_batch(4))
+    assert_close(scores, model.score(one[0], x), rtol=1e-4)
+
+
+def check_nnx_modules_and_streams_that_share_batches():
+    from flax import nnx
+
+    class Encoder(nnx.Module):
+        def __init__(self, *, rngs):
+            options = {"use_bias": False, "rngs": rngs}
+            self.first = nnx.Linear(10, 16, **options)
+            self.norm = nnx.BatchNorm(16, use_scale=False, **options)
+            self.second = nnx.Linear(16, 4, **options)
+
+        def __call__(self, x):
+            return self.second(nnx.relu(self.norm(self.first(x))))
+
+    x = problem((10,)).x[:64]
+    targets = np.resize([0, 0, 1, -1], 64)
+    batches = [(x[i::4], targets[i::4]) for i in range(4)]
+    stage = training.Stage(optax.adam(1e-3), epochs=3)
+    method = deep_sad.DeepSAD(encoder=Encoder(rngs=nnx.Rngs(0)), train=stage)
+    one, four = (
+        method.fit(jax.random.key(0), batches, plan=plan)
+        for plan in (None, parallel.split_batch(4))
+    )
+    assert_close(arrays_of(four), arrays_of(one), rtol=1e-4, atol=1e-5)
+
+
+def runs_of_unlike_size(count):
+    return [
+        methods.Run(jax.random.key(seed), problem((6,), seed, size=60 + 3 * seed))
+        for seed in range(count)
     ]
+
+
+def check_many_runs():
+    runs = runs_of_unlike_size(6)
+    method = deep_sad.DeepSAD(train=STAGE, pretrain=STAGE)
+    singles = [method.fit(run.key, run.data) for run in runs]
     # Six runs on four devices: two are padding.
-    execution = parallel.Execution(
-        many=True, together=together, shared_inputs=False, devices=4
-    )
-    many = fit(
-        network,
-        parallel.stack(keys, execution),
-        parallel.stack(runs, execution),
-        execution,
-    )
-    x = parallel.stack([data.x for data in runs], execution)
-    scores = parallel.unstack(deep_sad.score(many, x, execution=execution), 6)
-    many = parallel.unstack(many.replace(history={}, seconds={}), 6)
-    for single, run, data, score in zip(singles, many, runs, scores, strict=True):
-        assert largest_difference(single, run) <= tolerance
-        expected = deep_sad.score(single, data.x)
-        np.testing.assert_allclose(score, expected, rtol=1e-3, atol=1e-6)
-
-
-def check_shared_inputs():
-    network = "thyroid_mlp"
-    runs = [problem(network) for _ in range(3)]
-    runs = [run._replace(indices=run.indices[::-1] + i) for i, run in enumerate(runs)]
-    keys = [jax.random.key(seed) for seed in range(3)]
-    execution = parallel.Execution(many=True, together=False, devices=2)
-    data = parallel.stack([run._replace(x=0) for run in runs], execution)
-    many = fit(
-        network,
-        parallel.stack(keys, execution),
-        data._replace(x=runs[0].x),
-        execution,
-    )
-    many = parallel.unstack(many.replace(history={}, seconds={}), 3)
-    for key, data, run in zip(keys, runs, many, strict=True):
-        single = fit(network, key, data, parallel.Execution())
-        assert largest_difference(single, run) == 0.0
-
-
-def fit_other(method, network, key, data, execution):
-    options = {"network": network, "train": STAGE, "execution": execution}
-    if method == "supervised":
-        return supervised.fit(key, data, **options), supervised.score
-    if method in dgm.METHODS:
-        model = dgm.fit(key, data, method=method, pretrain=STAGE, **options)
-        return model, dgm.score
-    options |= {"loss": method, "record_groups": True, "pretrain": STAGE}
-    return deep_sad.fit(key, data, **options), deep_sad.score
-
-
-def arrays_of(model):
-    return model.replace(seconds={})
-
-
-def check_methods(network, per_step, methods):
-    """Other methods than Deep SAD: one device, four that share batches, many runs."""
-    keys = [jax.random.key(seed) for seed in range(3)]
-    runs = [problem(network, seed, size=60 + 3 * seed) for seed in range(3)]
-    for method in methods:
-        one = parallel.Execution(per_step=per_step)
-        singles = []
-        for key, data in zip(keys, runs, strict=True):
-            model, score = fit_other(method, network, key, data, one)
-            singles.append((arrays_of(model), score(model, data.x, execution=one)))
-        four = parallel.Execution(per_step=per_step, devices=4)
-        model, _ = fit_other(method, network, keys[0], runs[0], four)
-        jax.tree.map(
-            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4),
-            arrays_of(model),
-            singles[0][0],
-        )
-        if per_step:
-            continue
-        for together in (False, True):
-            many = parallel.Execution(
-                many=True, together=together, shared_inputs=False, devices=2
-            )
-            stacked = parallel.stack(runs, many)
-            keys_of_runs = parallel.stack(keys, many)
-            model, _ = fit_other(method, network, keys_of_runs, stacked, many)
-            scores = parallel.unstack(score(model, stacked.x, execution=many), 3)
+    for together in (False, True):
+        plan = parallel.Plan(4, many=True, together=together, shared_inputs=False)
+        found = method.fit_many(runs, plan=plan)
+        for single, several, run in zip(singles, found, runs, strict=True):
+            scores = [model.score(one[0], run.data.x) for one in (several, single)]
+            if not together:
+                assert_equal(arrays_of(several), arrays_of(single))
+                np.testing.assert_array_equal(*scores)
             # Side by side, batched matrix products sum in another order.
-            tolerance = {"rtol": 1e-3, "atol": 1e-4} if together else {"rtol": 0}
-            for single, run, found in zip(
-                singles, parallel.unstack(arrays_of(model), 3), scores, strict=True
-            ):
-                jax.tree.map(
-                    functools.partial(np.testing.assert_allclose, **tolerance),
-                    (run, found),
-                    single,
-                )
+            differences = arrays_of(several)[:2], arrays_of(single)[:2]
+            assert largest_difference(*differences) <= 2e-5
+            assert_close(*scores, atol=1e-6)
+
+
+def check_many_runs_of_the_same_rows():
+    data = problem((6,))
+    sets = [data._replace(indices=data.indices[::-1] + i) for i in range(3)]
+    scaling = preprocessing.auto(data.x)
+    runs = [methods.Run(jax.random.key(i), sets[i], scaling) for i in range(3)]
+    method = deep_sad.DeepSAD(encoder=SMALL, train=STAGE)
+    plan = method.plan_for(runs)
+    assert plan == parallel.Plan(3, many=True, together=False, shared_inputs=True)
+    for run, several in zip(runs, method.fit_many(runs, plan=plan), strict=True):
+        single = method.fit(*run[:2], preprocessing=scaling)
+        assert_equal(arrays_of(several), arrays_of(single))
+
+
+def check_other_methods():
+    """One device, four that share batches, and many runs, one by one or together."""
+    runs = runs_of_unlike_size(3)
+    two_stages = generative.M1M2(encoder=SMALL, train=STAGE, pretrain=STAGE)
+    for method in (
+        two_stages,
+        classifier.Classifier(encoder=SMALL, train=STAGE),
+        deep_sad.DeepSVDD(
+            encoder=SMALL, loss="soft_boundary", train=STAGE, record_groups=True
+        ),
+    ):
+        singles = [arrays_of(method.fit(run.key, run.data)) for run in runs]
+        plan = parallel.split_batch(4)
+        four = method.fit(runs[0].key, runs[0].data, plan=plan)
+        assert_close(arrays_of(four), singles[0])
+        for together in (False,) if method is two_stages else (False, True):
+            plan = parallel.Plan(2, many=True, together=together, shared_inputs=False)
+            found = map(arrays_of, method.fit_many(runs, plan=plan))
+            check = assert_close if together else assert_equal
+            for single, run in zip(singles, found, strict=True):
+                check(run, single)
+
+
+def check_m2_of_images():
+    data, method = problem((8, 8, 1)), generative.M2(train=STAGE)
+    one, four = (
+        arrays_of(method.fit(jax.random.key(0), data, plan=plan))
+        for plan in (None, parallel.split_batch(4))
+    )
+    assert_close(four, one)
+
+
+def small_method():
+    decoder = networks.MLPDecoder((8,), 21)
+    return deep_sad.DeepSAD(encoder=SMALL, decoder=decoder, train=STAGE, pretrain=STAGE)
 
 
 def check_processes(address, process, path):
-    jax.distributed.initialize(address, 2, process)
+    jax.distributed.initialize(address, 2, int(process))
     assert jax.device_count() == 4 and jax.local_device_count() == 2
-    data, key = problem("cardio_mlp"), jax.random.key(3)
-    execution = parallel.for_one_run(False, devices=jax.device_count())
-    several = fit("cardio_mlp", key, data, execution)
-    scores = deep_sad.score(several, data.x, execution=execution)
-    np.savez(path, scores=scores, center=several.center)
+    with pytest.raises(ValueError, match="the 2 processes have 4 in all, and must use"):
+        parallel.split_batch(2)
+    data, plan = problem((21,)), parallel.split_batch()
+    found, _ = small_method().fit(jax.random.key(3), data, plan=plan)
+    scores = model.score(found, data.x, plan=plan)
+    np.savez(path, scores=scores, center=found.variables["center"])
+
+
+CHECKS = {name: check for name, check in globals().items() if name[:6] == "check_"}
 
 
 def program(devices, *arguments):
@@ -169,6 +278,7 @@ def program(devices, *arguments):
         **os.environ,
         "JAX_PLATFORMS": "cpu",
         "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
         "PYTHONPATH": str(pathlib.Path(__file__).parents[1]),
     }
     return subprocess.Popen(
@@ -182,61 +292,80 @@ def program(devices, *arguments):
 
 def finish(*processes):
     for process in processes:
-        output, _ = process.communicate(timeout=300)
+        output, _ = process.communicate(timeout=600)
         assert process.returncode == 0, output
 
 
 @pytest.mark.parametrize(
-    "check",
+    "checks",
     [
-        "check_data_parallel('cardio_mlp', False)",
-        "check_data_parallel('digits_LeNet', True)",
-        "check_run_parallel('thyroid_mlp', False, 0.0)",  # the same bits
-        # Batched matrix products sum in another order.
-        "check_run_parallel('thyroid_mlp', True, 2e-5)",
-        "check_shared_inputs()",
-        "check_methods('thyroid_mlp', False, ['m1_m2', 'supervised'])",
-        "check_methods('thyroid_mlp', False, ['soft_boundary'])",
-        "check_methods('digits_LeNet', True, ['m2'])",
+        [
+            "check_collectives",
+            "check_perceptrons_that_share_batches",
+            "check_many_runs",
+            "check_many_runs_of_the_same_rows",
+            "check_nnx_modules_and_streams_that_share_batches",
+        ],
+        [
+            "check_images_that_share_batches",
+            "check_stock_modules_that_share_batches",
+            "check_other_methods",
+            "check_m2_of_images",
+        ],
     ],
+    ids=["perceptrons", "images and other methods"],
 )
-def test_devices_agree(check):
-    finish(program(8, check))
+def test_devices_agree(checks):
+    finish(program(8, *checks))
 
 
 def test_two_processes_agree_with_one(tmp_path):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{probe.getsockname()[1]}"
+    paths = [tmp_path / f"{i}.npz" for i in range(2)]
     finish(
         *(
-            program(2, f"check_processes('{address}', {i}, '{tmp_path}/{i}.npz')")
-            for i in range(2)
+            program(2, "processes", address, str(i), str(path))
+            for i, path in enumerate(paths)
         )
     )
-    with np.load(tmp_path / "0.npz") as first, np.load(tmp_path / "1.npz") as second:
+    with np.load(paths[0]) as first, np.load(paths[1]) as second:
         np.testing.assert_array_equal(first["scores"], second["scores"])
-        data, key = problem("cardio_mlp"), jax.random.key(3)
-        one = fit("cardio_mlp", key, data, parallel.Execution())
-        np.testing.assert_allclose(first["center"], one.center, atol=2e-5)
-        expected = deep_sad.score(one, data.x)
+        data, key = problem((21,)), jax.random.key(3)
+        one, _ = small_method().fit(key, data)
+        np.testing.assert_allclose(first["center"], one.variables["center"], atol=2e-5)
+        expected = model.score(one, data.x)
         np.testing.assert_allclose(first["scores"], expected, rtol=1e-3, atol=1e-5)
 
 
 def test_stacked_runs_come_back_in_their_order():
-    execution = parallel.Execution(many=True)
+    plan = parallel.Plan(many=True)
     runs = [{"a": jnp.full((2, 3), i), "b": jnp.array(i)} for i in range(5)]
-    stacked = parallel.stack(runs, execution)
+    stacked = parallel.stack(runs, plan)
     assert stacked["a"].shape == (1, 5, 2, 3)
-    jax.tree.map(np.testing.assert_array_equal, parallel.unstack(stacked, 5), runs)
+    assert_equal(parallel.unstack(stacked, 5), jax.device_get(runs))
 
 
-def test_impossible_executions_are_refused():
-    with pytest.raises(ValueError, match="many runs train in one loop"):
-        parallel.Execution(per_step=True, many=True)
-    with pytest.raises(ValueError, match="devices is 1000; it must be from 1 to"):
-        parallel.Execution(devices=1000)
+def test_impossible_plans_are_refused():
+    for make in (parallel.Plan, parallel.split_batch):
+        with pytest.raises(ValueError, match="devices is 1000; it must be from 1 to"):
+            make(1000)
+    with pytest.raises(ValueError, match="devices is 0; it must be from 1 to"):
+        parallel.Plan(0, many=True)
+
+
+def test_many_runs_are_planned_for_the_backend():
+    plan = parallel.many(5, shared_inputs=True, convolutional=False)
+    assert plan == parallel.Plan(1, many=True, together=False, shared_inputs=True)
+    assert parallel.many(1, shared_inputs=True, convolutional=False) is None
+    assert parallel.many(5, shared_inputs=True, convolutional=True) is None
+    assert parallel.one() == parallel.split_batch(1) == parallel.Plan()
 
 
 if __name__ == "__main__":
-    eval(sys.argv[1])
+    if sys.argv[1] == "processes":
+        check_processes(*sys.argv[2:])
+    else:
+        for name in sys.argv[1:]:
+            CHECKS[name]()
