@@ -329,6 +329,11 @@ def part(variables: Variables, name: str) -> Variables:
     }
 
 
+@functools.lru_cache(maxsize=16)
+def _compiled(found):
+    return jax.jit(lambda v, params, x: found.apply({**v, "params": params}, x))
+
+
 def suspects(found: Network, variables: Variables, x: jax.Array) -> list[str]:
     """Parameters that could produce the center of a hypersphere by themselves.
 
@@ -337,14 +342,14 @@ def suspects(found: Network, variables: Variables, x: jax.Array) -> list[str]:
     in the last layer, the shift of an affine norm.
     """
     x = jnp.zeros((2, *x.shape[1:]), jnp.float32)
-    apply = jax.jit(lambda params: found.apply({**variables, "params": params}, x))
+    apply = functools.partial(_compiled(found), variables)
     leaves, tree = jax.tree_util.tree_flatten_with_path(variables["params"])
     plain, named = [leaf for _, leaf in leaves], []
-    before = apply(variables["params"])
+    before = apply(variables["params"], x)
     for i, (path, leaf) in enumerate(leaves):
         if jnp.ndim(leaf) > 1:
             continue
         moved = [*plain[:i], leaf + 1.0, *plain[i + 1 :]]
-        if jnp.any(apply(jax.tree.unflatten(tree, moved)) != before):
+        if jnp.any(apply(jax.tree.unflatten(tree, moved), x) != before):
             named.append("/".join(str(getattr(p, "key", p)) for p in path))
     return named
