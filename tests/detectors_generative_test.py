@@ -106,8 +106,10 @@ def test_a_model_starts_from_one_of_its_own(method):
         with pytest.raises(ValueError, match=f"initial is a model of {method.method}"):
             fit(other, initial=trained)
     nine = training.training_set(np.zeros((40, 9), np.float32), [-1, 0] * 20)
-    with pytest.raises(ValueError, match="initial is a model of other sizes"):
+    with pytest.raises(ValueError, match=r"initial is .* of shape \(10,\), but .*\(9,"):
         fit(method, nine, initial=trained, encoder=None)
+    with pytest.raises(ValueError, match="initial is a model of other sizes"):
+        fit(method, initial=trained, encoder=networks.MLPEncoder((8,), 3))
 
 
 def test_divergence_is_rolled_back(caplog):
