@@ -187,7 +187,9 @@ def _shuffle(key: jax.Array, data: TrainingSet) -> jax.Array:
 
 # What is found again: enough for the stages of a few methods, and not without end.
 @functools.lru_cache(maxsize=16)
-def _programs(objective, optimizer, batch_size, plan, convolutional):
+def _programs(objective, optimizer, batch_size, plan, convolutional, steps):
+    if steps is not None:
+        optimizer = optimizer(steps)
     stage = training.Stage(optimizer, batch_size=batch_size)
     return Programs(objective, stage, plan, convolutional)
 
@@ -310,8 +312,16 @@ class Trainer:
             made.advance(state, self.data, key, 0, 0)
 
     def _programs(self, objective, stage):
-        conv = is_convolutional(objective, self.shape)
-        return _programs(objective, stage.optimizer, stage.batch_size, self.plan, conv)
+        conv, size, steps = (
+            is_convolutional(objective, self.shape),
+            stage.batch_size,
+            [],
+        )
+        if stage.fixes_steps:
+            is_stream = isinstance(self.sets[0], streams.Stream)
+            steps = [s.steps if is_stream else int(s.size) // size for s in self.sets]
+        known = max(1, steps[0]) if len({*steps}) == 1 else None
+        return _programs(objective, stage.optimizer, size, self.plan, conv, known)
 
     def run(
         self,

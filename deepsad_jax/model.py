@@ -80,17 +80,20 @@ def make(
     scaling: preprocessing.Preprocessing,
     shape: tuple[int, ...],
     base: Model | None = None,
+    versions: dict[str, str] | None = None,
 ) -> Model:
-    """A model of today's versions.
+    """A model.
 
     Args:
         method: its name.
         objective, variables, base: as in `Model`.
         scaling: its preprocessing.
         shape: of a raw example.
+        versions: of the packages that made it; today's by default.
     """
-    versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
-    versions |= {"deepsad_jax": __version__, "python": platform.python_version()}
+    if versions is None:
+        versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
+        versions |= {"deepsad_jax": __version__, "python": platform.python_version()}
     info = {"method": method, "shape": tuple(shape), "labels": MEANING}
     info = flax.core.freeze({**info, "versions": versions})
     return Model(jax.device_get(variables), objective, scaling, base, info)

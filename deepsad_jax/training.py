@@ -112,9 +112,14 @@ class Optimizer(values.ByContent):
     function: Callable
     options: tuple[tuple[str, Any], ...] = ()
 
+    @property
+    def takes_steps(self) -> bool:
+        """Whether the function has the argument `steps`."""
+        return "steps" in inspect.signature(self.function).parameters
+
     def __call__(self, steps: jax.typing.ArrayLike) -> optax.GradientTransformation:
         options = dict(self.options)
-        if "steps" in inspect.signature(self.function).parameters:
+        if self.takes_steps:
             options["steps"] = steps
         made = self.function(**options)
         _require(
@@ -132,8 +137,7 @@ class Stage:
 
     Attributes:
         optimizer: any `optax.GradientTransformation`, or a function of the number of
-            steps in an epoch (a traced integer, so that runs of unlike size share a
-            program) that makes one, such as `Adam`.
+            steps in an epoch that makes one, such as `Adam`.
         epochs: passes over the training set, >= 0.
         batch_size: examples in a batch, over all devices, >= 2. Batches are always
             full: an epoch drops the surplus. Streams have batches of their own.
@@ -176,11 +180,24 @@ class Stage:
     @property
     def needs_steps(self) -> bool:
         """Whether the optimizer depends on the number of steps in an epoch."""
-        return not isinstance(self.optimizer, optax.GradientTransformation)
+        return isinstance(self.optimizer, Adam) or self.fixes_steps
+
+    @property
+    def fixes_steps(self) -> bool:
+        """Whether that number must be known to the program, and not traced.
+
+        Optax's schedules compare it with others; those of `Adam` do not, so that runs
+        of unlike size share their programs.
+        """
+        made = self.optimizer
+        if isinstance(made, Optimizer):
+            return made.takes_steps
+        return not isinstance(made, (optax.GradientTransformation, Adam))
 
     def optimizer_for(self, steps: Any) -> optax.GradientTransformation:
         """The optimizer of an epoch of so many steps."""
-        return self.optimizer(steps) if self.needs_steps else self.optimizer
+        is_made = isinstance(self.optimizer, optax.GradientTransformation)
+        return self.optimizer if is_made else self.optimizer(steps)
 
 
 PRETRAIN = Stage(Adam(weight_decay=0.5e-3))
@@ -281,7 +298,8 @@ def check_key(key: Any) -> None:
     is_typed = shape == () and jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key)
     like = jax.eval_shape(jax.random.PRNGKey, 0)
     if not (is_typed or (shape == like.shape and dtype == like.dtype)):
-        raise ValueError(f"key is {key!r}; it must be a random key: jax.random.key(0)")
+        what = f"an array {dtype}{list(shape)}" if shape else repr(key)
+        raise ValueError(f"key is {what}; it must be a random key: jax.random.key(0)")
 
 
 def check_batches(stage: Stage, size: int, devices: int = 1) -> None:

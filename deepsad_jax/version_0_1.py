@@ -1,5 +1,6 @@
 """Models that version 0.1 saved: their arrays and a name, without any scaling."""
 
+import functools
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -10,7 +11,7 @@ from deepsad_jax import generative, networks, objectives, preprocessing
 
 
 def model(state: dict[str, Any], meta: dict[str, Any], make: Callable) -> Any:
-    """The model of what version 0.1 has written.
+    """The model of what version 0.1 has written, as its `info` says.
 
     Args:
         state: its arrays.
@@ -20,6 +21,7 @@ def model(state: dict[str, Any], meta: dict[str, Any], make: Callable) -> Any:
     Raises:
         ValueError: if it is something else.
     """
+    make = functools.partial(make, versions={"deepsad_jax": "0.1"})
     name = meta["network"]
     if isinstance(name, str):
         pair = networks.pair(name)

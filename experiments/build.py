@@ -3,43 +3,38 @@
 import contextlib
 import dataclasses
 import functools
-import inspect
 import json
 import numbers
+import operator
 import os
 import pathlib
+import warnings
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
 import ml_collections
 import numpy as np
-import optax
 
 from configs import default
 from deepsad_jax import (
     detectors,
     methods,
     model,
-    networks,
     parallel,
     selection,
     torch_weights,
     training,
-    values,
 )
 from deepsad_jax.data import protocol, sources
-from deepsad_jax.detectors import deep, hybrid
+from deepsad_jax.detectors import hybrid
+from experiments import named
 
 ConfigDict = ml_collections.ConfigDict
 SHALLOW = ("ssad", "ocsvm", "kde", "isoforest")
-# What config.train.loss may be, the default first.
-LOSSES = {
-    "deep_sad": ("deep_sad", "hypersphere", "deviation"),
-    "deep_svdd": ("one_class", "soft_boundary"),
-}
 # Where an option stands in a config, if not under its own name at the top.
 _PLACES = {
+    "initial": "load_model",
     "nu": "train.nu",
     "record_groups": "train.record_groups",
     "alpha": "m2.alpha",
@@ -61,12 +56,14 @@ class Experiment(NamedTuple):
         problem: its data.
         options: the method, one of `detectors.METHODS` or a hybrid.
         label: which column is the label, and what its values mean.
+        plan: the devices that share each batch.
     """
 
     config: ConfigDict
     problem: protocol.Problem
     options: Any
     label: str
+    plan: parallel.Plan
 
     @property
     def run(self) -> methods.Run:
@@ -96,19 +93,19 @@ def experiment(config: ConfigDict) -> Experiment:
     source = _source(config.data.name, config.data.dir)
     drawn = protocol_of(config)
     problem = protocol.make(source, drawn, config.seed)
-    with _named(config.method):
+    with _named(config):
+        plan = parallel.split_batch(config.devices or jax.device_count())
         options = options_of(config, problem)
-        made = Experiment(config, problem, options, protocol.describe(source, drawn))
-        devices = config.devices or jax.device_count()
-        if devices > jax.device_count():
+        label = protocol.describe(source, drawn)
+        made = Experiment(config, problem, options, label, plan)
+        try:
+            options.check(made.run, plan.share)
+        except (TypeError, AttributeError, IndexError, KeyError) as error:
+            # In what a user has written.
             raise ValueError(
-                f"devices is {devices}, but there are {jax.device_count()}; 0 takes "
-                "them all"
-            )
-        options.check(made.run, devices)
-        if isinstance(options, deep.Deep):
-            for objective in options.objectives(problem.x_train.shape[1:]):
-                values.to_json(objective)  # what cannot be saved is not trained
+                "encoder, decoder or loss of your own cannot be computed for examples "
+                f"of shape {problem.x_train.shape[1:]} ({error})"
+            ) from error
     if config.load_model:
         _check_overlap(config, problem)
     return made
@@ -117,12 +114,6 @@ def experiment(config: ConfigDict) -> Experiment:
 @functools.lru_cache(maxsize=2)
 def _source(name: str, folder: str) -> sources.Source:
     return sources.load(name, folder or None)
-
-
-def plan_of(config: ConfigDict) -> parallel.Plan:
-    """The devices of a run."""
-    devices = config.devices or jax.device_count()
-    return parallel.split_batch(devices)
 
 
 def protocol_of(config: ConfigDict) -> protocol.Protocol:
@@ -153,40 +144,40 @@ def options_of(config: ConfigDict, problem: protocol.Problem) -> Any:
 
 
 def _options(config, method, problem):
-    kind = detectors.METHODS[method]
-    places = {**_PLACES, **_OWN_PLACES.get(method, {})}
-    special = {
-        "encoder": lambda: _encoder(config, problem.x_train.shape[1:]),
-        "decoder": lambda: _decoder(config, problem.x_train.shape[1:]),
-        "loss": lambda: _loss(config),
-        "train": lambda: _stage(config, "train"),
-        "pretrain": lambda: _stage(config, "pretrain"),
-        "initial": lambda: _initial(config, problem),
-    }
-    found = {}
-    for field in dataclasses.fields(kind):
-        if field.name in special:
-            found[field.name] = special[field.name]()
-        else:
-            value = config
-            for part in places.get(field.name, field.name).split("."):
-                value = value[part]
-            found[field.name] = value
     if method in SHALLOW and config.load_model and not config.hybrid:
         raise ValueError(
             f"load_model is for networks, but {method} has none unless config.hybrid"
         )
+    shape, size = problem.x_train.shape[1:], len(problem.indices)
+    special = {
+        "encoder": lambda: named.network(config, "encoder", shape),
+        "decoder": lambda: named.network(config, "decoder", shape),
+        "loss": lambda: named.loss(config),
+        "train": lambda: _stage(config, "train", size),
+        "pretrain": lambda: _stage(config, "pretrain", size),
+        "initial": lambda: _initial(config, problem),
+    }
+    places = {**_PLACES, **_OWN_PLACES.get(method, {})}
+    kind, found = detectors.METHODS[method], {}
+    for field in dataclasses.fields(kind):
+        if field.name in special:
+            found[field.name] = special[field.name]()
+        else:
+            path = places.get(field.name, field.name)
+            found[field.name] = functools.reduce(
+                operator.getitem, path.split("."), config
+            )
     return kind(**found)
 
 
-def _stage(config: ConfigDict, name: str) -> training.Stage | None:
+def _stage(config: ConfigDict, name: str, size: int = 0) -> training.Stage | None:
+    """A stage; `size` is that of the training set, where it is known."""
     section = config[name]
+    own = named.optimizer(config, size // max(section.batch_size, 1))
     try:
-        optimizer = training.Adam(
+        optimizer = own or training.Adam(
             section.learning_rate, section.milestones, section.weight_decay
         )
-        if config.optimizer:
-            optimizer = _optimizer(config)
         stage = training.Stage(
             optimizer, section.epochs, section.batch_size, section.on_divergence
         )
@@ -195,100 +186,15 @@ def _stage(config: ConfigDict, name: str) -> training.Stage | None:
     return stage if name == "train" or section.enabled else None
 
 
-def _optimizer(config: ConfigDict) -> training.Optimizer:
-    name, options = config.optimizer, dict(config.optimizer_options)
-    if ":" in name:
-        function = values.imported(name, "optimizer")
-    else:
-        function = getattr(optax, name, None)
-    if not callable(function):
-        raise ValueError(
-            f"optimizer is {name!r}; it must be the name of a function in optax, or "
-            "module:name of one that makes an optimizer"
-        )
-    made = training.Optimizer(function, tuple(sorted(options.items())))
-    _called("optimizer", made, 1)
-    return made
-
-
-def _called(name, function, *arguments, **options):
-    try:
-        return function(*arguments, **options)
-    except Exception as error:  # whatever a function of a user raises
-        raise ValueError(
-            f"{name} cannot be made with its {name}_options ({error})"
-        ) from error
-
-
-def _encoder(config: ConfigDict, shape: tuple[int, ...]) -> Any:
-    if config.encoder and config.network:
-        raise ValueError(
-            f"encoder is {config.encoder!r} and network is {config.network!r}; give one"
-        )
-    if ":" in config.encoder:
-        return _module(config, "encoder")
-    return _ours(config, shape, 0) or config.encoder or config.network or None
-
-
-def _decoder(config: ConfigDict, shape: tuple[int, ...]) -> Any:
-    if config.decoder:
-        return _module(config, "decoder")
-    return None if ":" in config.encoder else _ours(config, shape, 1)
-
-
-def _ours(config, shape, which):
-    """Our encoder or decoder with another slope, or None where that is the default."""
-    name = config.encoder or config.network
-    pair = networks.pair(name) if name else networks.for_shape(shape)
-    if config.slope == pair.encoder.slope:
-        return None
-    if not (training.is_finite(config.slope) and config.slope >= 0):
-        raise ValueError(f"slope is {config.slope}; it must be >= 0 and finite")
-    return pair.clone(slope=float(config.slope))[which]
-
-
-def _module(config: ConfigDict, name: str) -> Any:
-    """A module of a user: the object itself, or what it makes of its options."""
-    found, options = (
-        values.imported(config[name], name),
-        dict(config[f"{name}_options"]),
-    )
-    if isinstance(found, tuple):
-        return found
-    if not callable(found):
-        raise ValueError(f"{name} is {config[name]!r}, which is not a module")
-    if "rngs" in inspect.signature(found).parameters:  # NNX makes it with a key
-        return functools.partial(found, **options) if options else found
-    return _called(name, found, **options)
-
-
-def _loss(config: ConfigDict) -> Any:
-    allowed = LOSSES[config.method if config.method in LOSSES else "deep_sad"]
-    name = config.train.loss
-    if name and name not in allowed:
-        raise ValueError(
-            f"train.loss is {name!r}; for {config.method} it must be one of "
-            f'{", ".join(allowed)}, or "" for the first of these'
-        )
-    if not config.loss:
-        return name or allowed[0]
-    if ":" not in config.loss:
-        return config.loss
-    found = values.imported(config.loss, "loss")
-    options = dict(config.loss_options)
-    unknown = set(options) - set(inspect.signature(found).parameters)
-    if unknown:
-        raise ValueError(f"loss_options has {sorted(unknown)}, which the loss has not")
-    return functools.partial(found, **options) if options else found
-
-
 def _initial(config: ConfigDict, problem: protocol.Problem) -> model.Model | None:
     path = config.load_model
     if not path:
         return None
     if pathlib.Path(path).is_dir():
-        found = model.load(path)
-        if not found.info.get("keeps_scaling", True):
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "this model was saved by version 0.1")
+            found = model.load(path)
+        if found.info["versions"]["deepsad_jax"] == "0.1":  # which kept no scaling
             found = _scaled_by(found, problem.preprocessing)
     else:
         try:
@@ -352,14 +258,16 @@ def _damaged_is_value_error(path: pathlib.Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _named(method: str) -> Iterator[None]:
+def _named(config: ConfigDict) -> Iterator[None]:
     """Errors that begin with the name of an option get that of its field."""
     try:
         yield
     except ValueError as error:
         message = str(error)
         first = message.split(" ")[0].rstrip(":")
-        places = {**_PLACES, **_OWN_PLACES.get(method, {})}
+        places = {**_PLACES, **_OWN_PLACES.get(config.method, {})}
+        if config.network and not config.encoder:
+            places["encoder"] = "network"
         place = places.get(first, first)
         if place.split(".")[0] in default.get_config():
             message = f"config.{place}{message[len(first) :]}"
@@ -393,12 +301,11 @@ def check(config: ConfigDict) -> None:
                 f"config.checkpoint.{name} is {value}; it must be at least {least}"
             )
     protocol_of(config)
-    with _named(method):
+    with _named(config):
         for stage in ("pretrain", "train"):
             _stage(config, stage)
-        if name := config.encoder or config.network:
-            ":" in name or networks.pair(name)
-        _loss(config)
+        named.check_networks(config)
+        named.loss(config)
 
 
 # What a field may be, by the type of its default.

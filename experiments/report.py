@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 import deepsad_jax
-from deepsad_jax import methods, metrics, model, networks, parallel, selection
+from deepsad_jax import methods, metrics, model, networks, selection
 from deepsad_jax.detectors import hybrid
 from experiments import build, session, workdir
 
@@ -38,12 +38,10 @@ class Outcome(NamedTuple):
 
 
 def outcome(
-    made: build.Experiment,
-    fitted: model.Model,
-    record: methods.Record,
-    plan: parallel.Plan,
+    made: build.Experiment, fitted: model.Model, record: methods.Record
 ) -> Outcome:
     """Scores the test set, and says how well."""
+    plan = made.plan
     x, labels = made.problem.x_test, made.problem.labels_test
     scores = model.score(fitted, x, plan=plan)
     references = {
@@ -125,12 +123,11 @@ def finish(
     folder: pathlib.Path,
     made: build.Experiment,
     fitted: tuple[model.Model, methods.Record],
-    plan: parallel.Plan,
     *,
     draw: bool = True,
 ) -> dict[str, Any]:
     """Scores, and writes all that a sweep leaves of a run; returns its figures."""
-    found = outcome(made, *fitted, plan)
+    found = outcome(made, *fitted)
     with workdir.atomic(folder / "metrics.jsonl") as file:
         for stage, history in found.history.items():
             epochs = len(next(iter(history.values()), ()))
@@ -217,8 +214,8 @@ def pictures(problem: Any, found: Outcome) -> dict[str, Any]:
     if 0 < labels.sum() < len(labels):
         references = {name: s[tested] for name, s in found.references.items()}
         figures["curves"] = _curves(labels, {"": scores, **references})
-    if found.history:
-        figures["losses"] = _losses(found.history)
+    if any(found.history.values()):
+        figures["losses"] = _losses({s: h for s, h in found.history.items() if h})
     trained = found.history.get("train", {})
     if len(trained.get("distance_unlabelled", ())):
         figures["groups"] = _groups(trained)

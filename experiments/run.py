@@ -11,6 +11,7 @@ score of each test example), model (the trained network) and pictures.
 """
 
 import contextlib
+import functools
 import pathlib
 from typing import TYPE_CHECKING
 
@@ -43,25 +44,23 @@ def run(
 
     from experiments import build, report
 
-    made, plan = build.experiment(config), build.plan_of(config)
+    made = build.experiment(config)
+    fit = functools.partial(made.options.fit_many, [made.run], plan=made.plan)
     if jax.process_index() > 0:
-        (fitted,) = made.options.fit_many([made.run], plan=plan)
-        return report.outcome(made, *fitted, plan).figures
+        (fitted,) = fit()
+        return report.outcome(made, *fitted).figures
     session.warm_imports()
     hybrid = "-hybrid" if config.hybrid else ""
     label = f"{pathlib.Path(config.data.name).stem}-{config.method}{hybrid}"
-    target = workdir.prepare(folder, label, config.to_dict(), resume=resume)
-    bars = session.OneRun(target / "metrics.jsonl", made.options.stages())
-    with (
-        contextlib.closing(bars),
-        session.keepers([config], [target], target) as keepers,
-    ):
-        keeper = keepers[0] if keepers else None
-        (fitted,) = made.options.fit_many(
-            [made.run], plan=plan, observe=bars, keeper=keeper
-        )
-    found = report.outcome(made, *fitted, plan)
-    report.write(target, made, found)
+    with workdir.locked(folder, label, config.to_dict(), resume=resume) as target:
+        bars = session.OneRun(target / "metrics.jsonl", made.options.stages())
+        with (
+            contextlib.closing(bars),
+            session.keepers([config], [target], target) as keepers,
+        ):
+            (fitted,) = fit(observe=bars, keeper=keepers[0] if keepers else None)
+        found = report.outcome(made, *fitted)
+        report.write(target, made, found)
     print(report.summary(found.figures, target))
     return found.figures
 

@@ -15,12 +15,10 @@ import contextlib
 import itertools
 import pathlib
 
-import jax
 import ml_collections
 import numpy as np
 from absl import flags
 
-from deepsad_jax import parallel
 from deepsad_jax.data import sources
 from experiments import build, report, session, workdir
 
@@ -60,7 +58,7 @@ def expand(config: Config, grid: dict[str, list], seeds: int) -> list[Config]:
         changes = dict(zip((*grid, "seed"), values, strict=True))
         single.update_from_flattened_dict(changes)
         if "data.name" in changes:
-            single.network = f"{single.data.name}_mlp"
+            single.network = single.network and f"{single.data.name}_mlp"
         pair = (single.data.normal_class, single.data.known_outlier_class)
         if pair[0] != pair[1] or single.data.n_known_outlier_classes != 1:
             configs.append(single)
@@ -139,10 +137,8 @@ def _run_group(group, target, bars: session.ManyRuns, draw: bool) -> None:
     """
     configs, paths = [config for config, _ in group], [path for _, path in group]
     made = [build.experiment(config) for config in configs]
-    method, devices = made[0].options, build.plan_of(configs[0])
-    runs, plan = [each.run for each in made], None
-    if devices.devices == 1:
-        plan = method.plan_for(runs)
+    method, runs = made[0].options, [each.run for each in made]
+    plan = method.plan_for(runs) if made[0].plan.devices == 1 else None
     for config, path in zip(configs, paths, strict=True):
         workdir.prepare(str(path), "", config.to_dict())
     bars.starts(len(group))
@@ -150,14 +146,14 @@ def _run_group(group, target, bars: session.ManyRuns, draw: bool) -> None:
         if plan is not None:
             fitted = method.fit_many(runs, plan=plan, observe=bars)
             for path, each, one in zip(paths, made, fitted, strict=True):
-                report.finish(path, each, one, devices, draw=draw)
+                report.finish(path, each, one, draw=draw)
             return
         for i, (path, each) in enumerate(zip(paths, made, strict=True)):
             keeper = keepers[i] if keepers else None
-            (one,) = method.fit_many(
-                [runs[i]], plan=devices, observe=bars, keeper=keeper
+            (one,) = each.options.fit_many(
+                [runs[i]], plan=each.plan, observe=bars, keeper=keeper
             )
-            report.finish(path, each, one, devices, draw=draw)
+            report.finish(path, each, one, draw=draw)
             if keeper is not None:
                 keeper.discard()
 
@@ -238,21 +234,24 @@ def main(config: Config) -> None:
         raise ValueError(
             "in every combination the known anomalies are of the normal class"
         )
-    folder = session.WORKDIR.value or str(workdir.prepare("", f"sweep-{config.method}"))
-    results = sweep(
-        configs,
-        folder,
-        at_once=AT_ONCE.value,
-        draw=PICTURES.value,
-        resume=session.RESUME.value == "auto",
-    )
-    rows = summarize(configs, results)
-    workdir.write_json(pathlib.Path(folder, "summary.json"), rows)
+    content = {**config.to_dict(), "grid": grid, "seeds": SEEDS.value}
+    may_differ = (*workdir.MAY_DIFFER, "seeds")
+    label = f"sweep-{config.method}"
+    with workdir.locked(
+        session.WORKDIR.value, label, content, may_differ=may_differ
+    ) as target:
+        results = sweep(
+            configs,
+            str(target),
+            at_once=AT_ONCE.value,
+            draw=PICTURES.value,
+            resume=session.RESUME.value == "auto",
+        )
+        rows = summarize(configs, results)
+        workdir.write_json(target / "summary.json", rows)
     print(table(rows))
-    print(f"written to {folder}")
+    print(f"written to {target}")
 
 
 if __name__ == "__main__":
-    # Each core is a device of its own, so that runs can share them.
-    jax.config.update("jax_num_cpu_devices", parallel.cores())
-    session.start(main)
+    session.start(main, every_core=True)  # so that runs can share them

@@ -278,8 +278,10 @@ def make(source: sources.Source, protocol: Protocol, seed: int) -> Problem:
 def describe(source: sources.Source, protocol: Protocol) -> str:
     """Which labels a source has, and what their values mean under a protocol.
 
-    Such as "column 'label': 0 normal (1655 rows), 1 anomaly (176 rows)".
+    Such as "column 'label': 0 normal (1655 rows), 1 anomaly (176 rows)", or "the digit:
+    9 is normal (180 rows), 9 other classes are anomalies (1617 rows)".
     """
+    name = source.label or "labels"
     if source.semi_targets is not None:
         values, sizes = np.unique(np.asarray(source.semi_targets), return_counts=True)
         meanings = [
@@ -289,11 +291,17 @@ def describe(source: sources.Source, protocol: Protocol) -> str:
         values, sizes = np.unique(np.asarray(source.labels), return_counts=True)
         normal = values == protocol.normal_class
         meanings = np.where(normal, "normal", "anomaly").tolist()
+        if len(values) > 3:
+            return (
+                f"{name}: {protocol.normal_class} is normal ({sizes[normal].sum()} "
+                f"rows), {np.sum(~normal)} other classes are anomalies "
+                f"({sizes[~normal].sum()} rows)"
+            )
     shown = [
         f"{int(value)} {meaning} ({size} rows)"
         for value, meaning, size in zip(values, meanings, sizes, strict=True)
     ]
-    return f"{source.label or 'labels'}: {', '.join(shown)}"
+    return f"{name}: {', '.join(shown)}"
 
 
 def _split(labels: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:

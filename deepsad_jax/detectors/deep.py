@@ -41,10 +41,21 @@ class Deep(methods.Method):
     def pair(self, shape: tuple[int, ...]) -> networks.Pair:
         """Encoder and decoder for examples of a shape; the decoder may be None.
 
+        Where no encoder is given, they are those of the model to start from.
+
         Raises:
             ValueError: if the encoder has another name or shape.
         """
         encoder, decoder = self.encoder, getattr(self, "decoder", None)
+        start = self.initial if encoder is None else None
+        while start is not None:
+            encoder = encoder or getattr(start.objective, "encoder", None)
+            decoder = decoder or getattr(start.objective, "decoder", None)
+            start = start.base
+        encoder, decoder = (
+            n.module if isinstance(n, modules.Network) else n
+            for n in (encoder, decoder)
+        )
         if encoder is None or isinstance(encoder, str):
             if encoder is None:
                 found = networks.for_shape(shape, dtype=jnp.dtype(self.dtype))
@@ -94,10 +105,22 @@ class Deep(methods.Method):
                 training.check_batches(stage, int(data.size), devices)
             except ValueError as error:
                 raise ValueError(f"{name}: {error}") from error
-        if self.initial is not None:
-            self.check_initial(pair)
+        self._check_start(pair)
         targets = np.asarray(data.semi_targets)[: int(data.size)]
         self._check_anomalies(np.any(targets == -1))
+        for objective in self.objectives(data.x.shape[1:]):
+            epochs.is_convolutional(objective, data.x.shape[1:])  # traces its loss
+
+    def _check_start(self, pair):
+        if self.initial is None:
+            return
+        takes, shape = tuple(self.initial.info["shape"]), pair.input_shape
+        if takes != shape:
+            raise ValueError(
+                f"initial is a model of examples of shape {takes}, but those of the "
+                f"data have {shape}"
+            )
+        self.check_initial(pair)
 
     def _check_anomalies(self, there_are):
         learns = any(stage.epochs for stage in self.trained().values())
@@ -134,8 +157,7 @@ class Deep(methods.Method):
                 scaling=self._known_preprocessing(run),
             )
             self._check_anomalies(stream.has_anomalies)
-            if self.initial is not None:
-                self.check_initial(self.pair(stream.example.shape[1:]))
+            self._check_start(self.pair(stream.example.shape[1:]))
             return [stream], [stream.preprocessing]
         ready, found, shared = [], [], {}
         for run in runs:
@@ -161,6 +183,12 @@ class Deep(methods.Method):
         return 0
 
     def plan_for(self, runs: Sequence[methods.Run]) -> parallel.Plan | None:
+        if any(
+            stage.fixes_steps
+            and len({int(run.data.size) // stage.batch_size for run in runs}) > 1
+            for stage in self.trained().values()
+        ):
+            return None  # each has an optimizer of its own
         x, scaling = runs[0].data.x, self._known_preprocessing(runs[0])
         is_shared = all(
             run.data.x is x and self._known_preprocessing(run) == scaling

@@ -62,7 +62,6 @@ class Autoencoder(deep.Deep):
         return [objectives.Autoencoder(pair.encoder, pair.decoder)]
 
     def check(self, run: methods.Run, devices: int = 1) -> None:
-        super().check(run, devices)
         if self.pretrain is None and self.initial is None:
             raise ValueError(
                 "pretrain is None; the method autoencoder trains in the stage pretrain "
@@ -71,6 +70,7 @@ class Autoencoder(deep.Deep):
         if self.encoder is not None and not isinstance(self.encoder, str):
             if self.decoder is None:
                 raise ValueError("decoder is None; an encoder of your own needs one")
+        super().check(run, devices)
 
     def check_initial(self, pair: networks.Pair) -> None:
         start = _reconstruction_of(self.initial)
