@@ -45,28 +45,62 @@ class Programs:
     """
 
     def __init__(self, objective, stage, plan, convolutional):
-        self.objective, self.stage, self.plan = objective, stage, plan
-        self._found_shapes = []
+        # In no cycle, so that what nobody needs any more is freed at once.
+        self._run = run = _OneRun(objective, stage)
+        self.plan = plan
         on_cpu = jax.default_backend() == "cpu"
-        self.per_step = per_step = convolutional and on_cpu and not plan.many
-        options = fast_cpu.compiler_options() if per_step else None
+        self.per_step = convolutional and on_cpu and not plan.many
+        options = fast_cpu.compiler_options() if self.per_step else None
         compile_ = functools.partial(plan.compile, options=options)
         axes = TrainingSet(None if plan.shared_inputs else 0, 0, 0, 0)
-        self.start = plan.compile(self._start)
+        self.start = plan.compile(run.start)
         self._prepare = compile_(_prepare, (axes, 0, None))
-        self._train_on = compile_(
-            self._one_step, (0, 0, axes, 0, 0, None), donate=(0, 1)
-        )
-        self._train_on_rows = compile_(self._on_rows, donate=(0, 1), split=2)
-        loop = compile_(self._loop, (0, axes, 0, None, None), donate=(0,))
-        self.advance = self._step_by_step if per_step else loop
+        self._train_on = compile_(run.step, (0, 0, axes, 0, 0, None), donate=(0, 1))
+        self._train_on_rows = compile_(run.on_rows, donate=(0, 1), split=2)
+        self._loop = compile_(run.loop, (0, axes, 0, None, None), donate=(0,))
 
-    def _start(self, variables):
+    def advance(self, state, data, key, first, last):
+        """(state, metrics by epoch) after the epochs `first` to `last - 1`."""
+        if not self.per_step:
+            return self._loop(state, data, key, first, last)
+        steps, records = int(data.size) // self._run.stage.batch_size, []
+        for epoch in range(first, last):
+            order, step_key = self._prepare(data, key, epoch)
+            totals = _zeros(self._run.shapes(state, data.x))
+            for i in range(steps):
+                state, totals = self._train_on(state, totals, data, order, step_key, i)
+            records.append(totals)
+        return state, _stacked(records)
+
+    def advance_stream(self, state, stream, key, first, last):
+        """As `advance`, with the batches of a stream."""
+        records = []
+        for epoch in range(first, last):
+            epoch_key, totals = jax.random.fold_in(key, epoch), None
+            for i, batch in enumerate(stream.batches(self.plan.share)):
+                if totals is None:
+                    totals = _zeros(self._run.shapes(state, batch[0]))
+                state, totals = self._train_on_rows(
+                    state, totals, Batch(*batch), epoch_key, i, stream.steps
+                )
+            if totals is None:
+                raise ValueError("no batch of data has rows for every device")
+            records.append(totals)
+        return state, _stacked(records)
+
+
+class _OneRun:
+    """What is compiled: pure functions of an objective and a stage."""
+
+    def __init__(self, objective, stage):
+        self.objective, self.stage, self._found_shapes = objective, stage, []
+
+    def start(self, variables):
         # Training overwrites the memory of its state; the caller's arrays stay.
         variables = jax.tree.map(jnp.copy, variables)
         return training.start(variables, self.stage.optimizer_for(1))
 
-    def _loop(self, state, data, key, first, last):
+    def loop(self, state, data, key, first, last):
         """(state, metrics `[PIECE, ...]`) after the epochs `first` to `last - 1`.
 
         An epoch depends on the key and its number alone, so training may be cut into
@@ -90,18 +124,18 @@ class Programs:
             )
             return state, records
 
-        zeros = _zeros(self._shapes(state, data.x))
+        zeros = _zeros(self.shapes(state, data.x))
         records = jax.tree.map(lambda z: jnp.zeros((PIECE, *z.shape), z.dtype), zeros)
         return lax.fori_loop(first, last, one_epoch, (state, records))
 
-    def _one_step(self, state, totals, data, order, key, i):
+    def step(self, state, totals, data, order, key, i):
         steps = data.size // self.stage.batch_size
         step = training.make_step(self.objective, self.stage.optimizer_for(steps))
         batch = self._batch(data, order, i)
         state, more = step(state, batch, jax.random.fold_in(key, i))
         return state, _merged(totals, more)
 
-    def _on_rows(self, state, totals, batch, key, i, steps):
+    def on_rows(self, state, totals, batch, key, i, steps):
         step = training.make_step(self.objective, self.stage.optimizer_for(steps))
         batch = Batch(training.as_float(batch.x), batch.semi_targets)
         state, more = step(state, batch, jax.random.fold_in(key, i))
@@ -115,43 +149,18 @@ class Programs:
         x = training.as_float(data.x[data.indices[entries]])
         return Batch(x, data.semi_targets[entries])
 
-    def _shapes(self, state, x):
+    def shapes(self, state, x):
         """Of the metrics of a step."""
-        if not self._found_shapes:
-            self._found_shapes.append(self._trace_shapes(state, x))
-        return self._found_shapes[0]
+        found, example = self._found_shapes, x.shape[1:]
+        if example not in found:
+            found[example] = self._trace_shapes(state, x)
+        return found[example]
 
     def _trace_shapes(self, state, x):
         x = jax.ShapeDtypeStruct((2, *x.shape[1:]), jnp.float32)
         batch = Batch(x, jax.ShapeDtypeStruct((2,), jnp.float32))
         step = training.make_step(self.objective, self.stage.optimizer_for(1))
         return jax.eval_shape(step, state, batch, jax.random.key(0))[1]
-
-    def _step_by_step(self, state, data, key, first, last):
-        steps, records = int(data.size) // self.stage.batch_size, []
-        for epoch in range(first, last):
-            order, step_key = self._prepare(data, key, epoch)
-            totals = _zeros(self._shapes(state, data.x))
-            for i in range(steps):
-                state, totals = self._train_on(state, totals, data, order, step_key, i)
-            records.append(totals)
-        return state, _stacked(records)
-
-    def advance_stream(self, state, stream, key, first, last):
-        """As `advance`, with the batches of a stream."""
-        records = []
-        for epoch in range(first, last):
-            epoch_key, totals = jax.random.fold_in(key, epoch), None
-            for i, batch in enumerate(stream.batches(self.plan.share)):
-                if totals is None:
-                    totals = _zeros(self._shapes(state, batch[0]))
-                state, totals = self._train_on_rows(
-                    state, totals, Batch(*batch), epoch_key, i, stream.steps
-                )
-            if totals is None:
-                raise ValueError("no batch of data has rows for every device")
-            records.append(totals)
-        return state, _stacked(records)
 
 
 def _zeros(shapes):

@@ -1,6 +1,7 @@
 import dataclasses
 import functools
 import itertools
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
@@ -303,3 +304,38 @@ def test_a_program_with_a_convolution_is_found_out():
     }
     assert found.pop("perceptron") is False
     assert all(found.values()), found
+
+
+class Columns(NamedTuple):
+    """A metric of a user's own: the mean of each column."""
+
+    total: jax.Array
+    count: jax.Array
+
+    def merge(self, other):
+        return Columns(self.total + other.total, self.count + other.count)
+
+    def compute(self):  # of many epochs at once, with a leading axis
+        means = self.total / self.count[..., None]
+        return {f"column_{i}": means[..., i] for i in range(means.shape[-1])}
+
+
+class Watched(Quartic):
+    def loss(self, variables, batch, key):
+        columns = Columns(batch.x.sum(axis=0), jnp.float32(len(batch.x)))
+        return self.score(variables, batch.x), (variables, {"columns": columns})
+
+
+def test_metrics_of_ones_own_are_recorded_for_examples_of_any_shape(data):
+    stage = training.Stage(optax.sgd(1e-3), 3, batch_size=35)
+    for columns in (6, 4):
+        some = data._replace(x=data.x[:, :columns])
+        uses = ("init", "train")
+        trainer = epochs.Trainer([jax.random.key(0)], [some], None, uses)
+        variables = trainer.init(Watched(), "init")
+        trainer.run("train", Watched(), stage, variables)
+        history = trainer.history["train"]
+        assert set(history) == {"loss", *(f"column_{i}" for i in range(columns))}
+        for i in range(columns):
+            expected = np.full(3, some.x[some.indices, i].mean())
+            np.testing.assert_allclose(history[f"column_{i}"], expected, rtol=1e-5)
