@@ -54,7 +54,7 @@ class Programs:
         compile_ = functools.partial(plan.compile, options=options)
         axes = TrainingSet(None if plan.shared_inputs else 0, 0, 0, 0)
         self.start = plan.compile(run.start)
-        self._prepare = compile_(_prepare, (axes, 0, None))
+        self._prepare = compile_(run.prepare, (axes, 0, None))
         self._train_on = compile_(run.step, (0, 0, axes, 0, 0, None), donate=(0, 1))
         self._train_on_rows = compile_(run.on_rows, donate=(0, 1), split=2)
         self._loop = compile_(run.loop, (0, axes, 0, None, None), donate=(0,))
@@ -93,7 +93,7 @@ class _OneRun:
     """What is compiled: pure functions of an objective and a stage."""
 
     def __init__(self, objective, stage):
-        self.objective, self.stage, self._found_shapes = objective, stage, []
+        self.objective, self.stage, self._found_shapes = objective, stage, {}
 
     def start(self, variables):
         # Training overwrites the memory of its state; the caller's arrays stay.
@@ -127,6 +127,9 @@ class _OneRun:
         zeros = _zeros(self.shapes(state, data.x))
         records = jax.tree.map(lambda z: jnp.zeros((PIECE, *z.shape), z.dtype), zeros)
         return lax.fori_loop(first, last, one_epoch, (state, records))
+
+    def prepare(self, data, key, epoch):
+        return _prepare(data, key, epoch)  # a jitted one would keep its programs
 
     def step(self, state, totals, data, order, key, i):
         steps = data.size // self.stage.batch_size
@@ -254,11 +257,11 @@ class Trainer:
         if isinstance(sets[0], streams.Stream):
             return sets[0]
         if not self.plan.many:
-            return jax.tree.map(jnp.asarray, sets[0])
+            return jax.device_put(sets[0])  # jnp.asarray compiles for each shape
         if not self.plan.shared_inputs:
             return parallel.stack(sets, self.plan)
         data = parallel.stack([s._replace(x=np.zeros(())) for s in sets], self.plan)
-        return data._replace(x=jnp.asarray(sets[0].x))
+        return data._replace(x=jax.device_put(sets[0].x))
 
     def put(self, runs: Sequence[Any]) -> Any:
         """Values of the runs as what the stages take: stacked, if there are many."""
@@ -501,7 +504,7 @@ def evaluate(
     """
     plan = plan or parallel.one()
     function = _evaluator(objective, name, plan, x.shape[1:])
-    variables = jax.tree.map(jnp.asarray, variables)
+    variables = jax.device_put(variables)
     size = len(x) if rows is None else len(rows)
     chunk = next((c for c in _CHUNKS if size <= c), _CHUNKS[-1]) * plan.devices
     results = []
