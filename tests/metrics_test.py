@@ -42,6 +42,9 @@ def test_mean_of_batches_of_unlike_size_is_the_mean_of_all():
     assert math.isnan(zeros(merged).compute())
     # Of integers and narrow numbers, too: sums are float32.
     assert metrics.Mean.of(jnp.full(9, 2000, jnp.float16)).compute() == 2000
+    # Of many epochs at once, on the host.
+    many = jax.tree.map(lambda *leaves: np.stack(leaves), *parts)
+    np.testing.assert_allclose(many.compute(), [part.compute() for part in parts])
     # As leaves of a program.
     inside = jax.jit(lambda mean: mean.merge(mean).compute())(merged)
     np.testing.assert_allclose(inside, values.mean(), rtol=1e-6)
@@ -102,6 +105,20 @@ def test_collapsed_directions_stay_finite(groups):
     actual = summary(flat, semi_targets)
     assert np.isfinite(actual["log_det_unlabelled"])
     assert actual["log_det_unlabelled"] < summary(z, semi_targets)["log_det_unlabelled"]
+
+
+def test_moments_of_many_epochs_are_computed_at_once(groups):
+    z, semi_targets = groups
+    epochs = [moments(part, semi_targets[:100]) for part in np.split(z, 4)]
+    stacked = jax.tree.map(
+        lambda *leaves: np.reshape(leaves, (2, 2, *leaves[0].shape)), *epochs
+    )
+    for name, series in stacked.compute().items():
+        expected = [summary(part, semi_targets[:100])[name] for part in np.split(z, 4)]
+        np.testing.assert_allclose(series.ravel(), expected, rtol=1e-4, atol=1e-4)
+    # Groups that an epoch has not seen are NaN on the host, too, without a warning.
+    empty = jax.device_get(zeros(epochs[0])).compute()
+    assert np.isnan(list(empty.values())).all()
 
 
 def test_auroc_is_the_share_of_pairs_in_order_with_ties_as_halves():
