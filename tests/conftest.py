@@ -1,13 +1,98 @@
-"""Compiled programs are kept for the whole session, and for the processes it starts."""
+"""What all tests share: compiled programs on disk, and finished runs.
 
+Programs are kept for the whole session, and for the processes it starts; in memory for
+one file of tests.
+"""
+
+import fcntl
 import os
+import pathlib
+import shutil
+import subprocess
+import sys
 import tempfile
 
 import jax
+import pytest
 
+ROOT = pathlib.Path(__file__).parents[1]
 _NAME = "JAX_COMPILATION_CACHE_DIR"
 if "PYTEST_XDIST_WORKER" not in os.environ:  # workers share that of their session
     _CACHE = tempfile.TemporaryDirectory()
     os.environ[_NAME] = _CACHE.name
 jax.config.update("jax_compilation_cache_dir", os.environ[_NAME])
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _programs_of_one_file():
+    yield
+    jax.clear_caches()
+
+
+@pytest.fixture(scope="session")
+def made_once(tmp_path_factory):
+    """`made_once(name, make)`: a folder that one worker makes for all by make(folder).
+
+    If that fails, the next one tries again.
+    """
+    root = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent
+
+    def folder(name, make):
+        path = root / f"shared-{name}"
+        with open(root / f"shared-{name}.lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not (path / "done").exists():
+                shutil.rmtree(path, ignore_errors=True)
+                path.mkdir()
+                make(path)
+                (path / "done").touch()
+        return path
+
+    return folder
+
+
+@pytest.fixture(scope="session")
+def command():
+    """Runs a program of experiments in a process of its own, which must succeed."""
+
+    def run(program, *arguments, **environment):
+        done = subprocess.run(
+            [sys.executable, "-m", f"experiments.{program}", *map(str, arguments)],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            env={**os.environ, "JAX_PLATFORMS": "cpu", **environment},
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def finished(made_once, command):
+    """A run on the digits, seed 3, two and three epochs: its folder, and its output."""
+
+    def make(folder):
+        epochs = ("--config.pretrain.epochs=2", "--config.train.epochs=3")
+        workdir = f"--workdir={folder / 'run'}"
+        output = command("run", workdir, "--config.seed=3", *epochs)
+        (folder / "output.txt").write_text(output)
+
+    folder = made_once("digits", make)
+    return folder / "run", (folder / "output.txt").read_text()
+
+
+@pytest.fixture(scope="session")
+def table(made_once):
+    """The folder of a run on the breast cancer table, with all its epochs."""
+    from configs import breast_cancer
+    from experiments import run
+
+    def make(folder):
+        run.run(breast_cancer.get_config(), str(folder / "run"))
+
+    return made_once("table", make) / "run"
