@@ -197,9 +197,11 @@ def _shuffle(key: jax.Array, data: TrainingSet) -> jax.Array:
     return lax.sort_key_val(bits, positions, is_stable=True)[1]
 
 
-# What is found again: enough for the stages of a few methods, and not without end.
+# What is found again: enough for the stages of a few methods on data of a few shapes,
+# and not without end.
 @functools.lru_cache(maxsize=16)
-def _programs(objective, optimizer, batch_size, plan, convolutional, steps):
+def _programs(objective, optimizer, batch_size, plan, convolutional, steps, shapes):
+    del shapes
     if steps is not None:
         optimizer = optimizer(steps)
     stage = training.Stage(optimizer, batch_size=batch_size)
@@ -324,16 +326,15 @@ class Trainer:
             made.advance(state, self.data, key, 0, 0)
 
     def _programs(self, objective, stage):
-        conv, size, steps = (
-            is_convolutional(objective, self.shape),
-            stage.batch_size,
-            [],
-        )
+        is_stream = isinstance(self.data, streams.Stream)
+        shapes = [self.example] if is_stream else self.data
+        found = (objective, stage.optimizer, stage.batch_size, self.plan)
+        found = (*found, is_convolutional(objective, self.shape))
+        size, steps = stage.batch_size, []
         if stage.fixes_steps:
-            is_stream = isinstance(self.sets[0], streams.Stream)
             steps = [s.steps if is_stream else int(s.size) // size for s in self.sets]
         known = max(1, steps[0]) if len({*steps}) == 1 else None
-        return _programs(objective, stage.optimizer, size, self.plan, conv, known)
+        return _programs(*found, known, tuple((a.shape, a.dtype) for a in shapes))
 
     def run(
         self,
