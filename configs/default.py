@@ -30,8 +30,9 @@ def get_config(method: str = "deep_sad") -> ml_collections.ConfigDict:
     # A name of deepsad_jax.networks.PAPER; "" chooses by the shape of the data.
     config.network = ""
     # Networks of your own, as module:name of a Linen or NNX module, a function that
-    # makes one, or a pair of functions; "" takes `network`. Without a decoder of its
-    # own, an encoder of your own is not pretrained. Options go to what is called.
+    # makes one, or a pair of functions; or names as above. "" takes `network`. Without
+    # a decoder, an encoder of your own is not pretrained. Options go to what is called.
+    # The folder of the config file is on Python's path.
     config.encoder = config.decoder = ""
     config.encoder_options = ml_collections.ConfigDict()
     config.decoder_options = ml_collections.ConfigDict()
@@ -40,8 +41,8 @@ def get_config(method: str = "deep_sad") -> ml_collections.ConfigDict:
     config.loss = ""
     config.loss_options = ml_collections.ConfigDict()
     # A name in optax, or module:name of a function that makes an optimizer from
-    # optimizer_options (and, if it has it, `steps`, those of an epoch); "" is the
-    # paper's Adam, as `pretrain` and `train` say.
+    # optimizer_options (and, if it takes them, `steps`, those of an epoch); "" is the
+    # paper's Adam, as `pretrain` and `train` say. It serves both stages.
     config.optimizer = ""
     config.optimizer_options = ml_collections.ConfigDict()
     # Slope of the leaky ReLUs of our networks: 0.01 in the published code, 0.1 in the

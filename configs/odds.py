@@ -3,7 +3,7 @@
     python -m experiments.run --config=configs/odds.py:cardio
 
 Tables: arrhythmia, cardio, satellite, satimage-2, shuttle, thyroid. Class 1 are the
-outliers; one in a hundred training rows is a labelled one.
+anomalies; one in a hundred training rows is a labeled one.
 """
 
 from configs import default

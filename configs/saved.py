@@ -16,9 +16,10 @@ def get_config(path: str = ""):
         )
     config = default.get_config()
     with open(path, encoding="utf-8") as file:
-        saved = json.load(file)
-    for section in saved.values():
-        if isinstance(section, dict) and "milestones" in section:
-            section["milestones"] = tuple(section["milestones"])
-    config.update(saved)
+        config.update(json.load(file, object_hook=_with_tuples))
     return config
+
+
+def _with_tuples(section):
+    """JSON has lists for tuples."""
+    return {n: tuple(v) if isinstance(v, list) else v for n, v in section.items()}

@@ -40,11 +40,18 @@ def optimizer(config: ConfigDict, steps: int) -> training.Optimizer | None:
     return made
 
 
+def _signature(function):
+    """That of what makes an instance, if it is a class; NNX's hide theirs."""
+    if isinstance(function, type):
+        function = functools.partial(function.__init__, None)
+    return inspect.signature(function)
+
+
 def _bound(config, name, function, *arguments, **more):
     """A function with the options beside a field, if it takes them."""
     options = config[f"{name}_options"].to_dict()
     try:
-        inspect.signature(function).bind(*arguments, **more, **options)
+        _signature(function).bind(*arguments, **more, **options)
     except TypeError as error:
         raise ValueError(
             f"{name} is {config[name]!r}, which does not take what it is called with, "
@@ -85,7 +92,7 @@ def _module(config: ConfigDict, name: str) -> Any:
     """A module of a user: the object itself, or what it makes of its options."""
     made = values.imported(config[name], name)
     if isinstance(made, (type, types.FunctionType, functools.partial)):
-        if "rngs" in inspect.signature(made).parameters:  # NNX makes it with a key
+        if "rngs" in _signature(made).parameters:  # NNX makes it with a key
             made = _bound(config, name, made, rngs=None)
         else:
             made = _called(name, _bound(config, name, made))
