@@ -76,11 +76,13 @@ def _content(leaves, meta):
     import orbax.checkpoint as ocp
 
     leaves = [np.asarray(leaf) for leaf in jax.device_get(list(leaves))]
-    state = {str(i): leaf for i, leaf in enumerate(leaves)}
-    meta = {**meta, "leaves": len(leaves)}
+    # Orbax saves no array without numbers.
+    state = {str(i): leaf for i, leaf in enumerate(leaves) if leaf.size}
+    empty = {str(i): leaf for i, leaf in enumerate(leaves) if not leaf.size}
+    empty = {i: [list(leaf.shape), str(leaf.dtype)] for i, leaf in empty.items()}
+    meta = {**meta, "leaves": len(leaves), "empty": empty}
     meta["crc32"] = _checksum(leaves, meta)
     return ocp.args.Composite(
-        # Orbax refuses to save nothing.
         state=ocp.args.StandardSave(state or {"none": np.zeros(1)}),
         meta=ocp.args.JsonSave(meta),
     )
@@ -99,6 +101,8 @@ def _read(folder):
     state, meta = content["state"], content["meta"]
     if "leaves" not in meta:  # of version 0.1, which had no checksum of models
         return jax.tree.map(np.asarray, state), meta
+    for i, (shape, dtype) in meta["empty"].items():
+        state[i] = np.zeros(shape, jax.numpy.dtype(dtype))
     leaves = [np.asarray(state[str(i)]) for i in range(meta["leaves"])]
     if meta.pop("crc32", None) != _checksum(leaves, meta):
         raise ValueError("its checksum is wrong")

@@ -143,8 +143,8 @@ def _data_parallel(function, count, split):
     first = jax.process_index() * local if several else 0
 
     # pmap wants one argument with a mapped axis; others are the same everywhere.
-    def on_device(rank, rows, arguments):
-        del rank
+    def on_device(mapped, arguments):
+        _, rows = mapped
         if split is not None:
             arguments = (*arguments[:split], rows, *arguments[split:])
         return function(*arguments)
@@ -152,7 +152,8 @@ def _data_parallel(function, count, split):
     compiled = jax.pmap(
         on_device,
         axis_name=AXIS,
-        in_axes=(0, 0, None),
+        # Flat axes would be taken for those of leaves, if these are as many (jax 0.10).
+        in_axes=((0, 0), None),
         out_axes=None,
         devices=None if several else jax.local_devices()[:local],
     )
@@ -167,7 +168,7 @@ def _data_parallel(function, count, split):
         if split is not None:
             rows = jax.tree.map(by_device, arguments[split])
             arguments = arguments[:split] + arguments[split + 1 :]
-        return compiled(ranks, rows, arguments)
+        return compiled((ranks, rows), arguments)
 
     return call
 

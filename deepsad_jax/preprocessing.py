@@ -298,7 +298,7 @@ class MinMax(Preprocessing):
         raise ValueError(
             f"{name} has a value too far from the training part's, which are from "
             f"{self.low[position[-1]]} to {self.high[position[-1]]} ("
-            f"{checks.place(position)}; {number} such values in all); clip or remove it"
+            f"{checks.place(position)}; {number} in all); clip or remove such values"
         )
 
     def _unlike(self, x):
