@@ -317,12 +317,8 @@ def test_gradients_against_finite_differences(name, embeddings):
     targets = jnp.array([0, 1, -1, 0, 1, -1, 0])
     with jax.enable_x64(True):
         z = jnp.asarray(embeddings, jnp.float64)
-        test_util.check_grads(
-            jax.jit(lambda z: OF_EMBEDDINGS[name](z, targets)),
-            (z,),
-            order=1,
-            rtol=1e-6,
-        )
+        loss = jax.jit(lambda z: OF_EMBEDDINGS[name](z, targets))
+        test_util.check_grads(loss, (z,), order=1, rtol=1e-6)
 
 
 @pytest.mark.parametrize("loss", OF_EMBEDDINGS.values(), ids=OF_EMBEDDINGS)
@@ -364,7 +360,7 @@ def test_other_targets_are_refused_or_give_nan(loss, embeddings):
     "value", [0, -1.0, np.float32(-1), np.int8(-1), np.inf, np.nan], ids=repr
 )
 def test_hyper_parameters_out_of_range_are_refused(loss, name, value, embeddings):
-    with pytest.raises(ValueError, match=f"{name} is {value}; it must be .*finite"):
+    with pytest.raises(ValueError, match=f"{name} is {value}; it must be .* finite"):
         loss(embeddings, np.zeros(7), CENTER, **{name: value})
 
 
@@ -379,10 +375,6 @@ def test_epsilon_is_at_least_what_float32_can_differentiate(embeddings):
 
 
 def test_wrong_arguments_are_named(embeddings):
-    with pytest.raises(ValueError, match="eta is 0.*must be > 0"):
-        losses.deep_sad_loss(embeddings, np.zeros(7), CENTER, eta=0)
-    with pytest.raises(ValueError, match="epsilon is -1"):
-        losses.deep_sad_loss(embeddings, np.zeros(7), CENTER, epsilon=-1)
     with pytest.raises(ValueError, match=r"semi_targets has shape \(6,\)"):
         losses.deep_sad_loss(embeddings, np.zeros(6), CENTER)
     with pytest.raises(ValueError, match="last axes must be equal"):
@@ -391,8 +383,6 @@ def test_wrong_arguments_are_named(embeddings):
         losses.soft_boundary_loss(embeddings, CENTER, 1.0, nu=1.5)
     with pytest.raises(ValueError, match="reconstruction has shape"):
         losses.reconstruction_error(embeddings, CENTER)
-    with pytest.raises(ValueError, match="eta is -1.*must be > 0"):
-        losses.hypersphere_loss(embeddings, np.zeros(7), CENTER, eta=-1)
     with pytest.raises(ValueError, match=r"semi_targets has shape \(7,\), but scores"):
         losses.deviation_loss(np.zeros(6), np.zeros(7))
     with pytest.raises(ValueError, match=r"but logits has shape \(7, 1\)"):
