@@ -33,6 +33,7 @@ _MODULES = (
     "labels",
     "layers",
     "losses",
+    "methods",
     "metrics",
     "model",
     "modules",
@@ -46,6 +47,7 @@ _MODULES = (
     "training",
     "values",
 )
+__all__ = [*_FROM, *_MODULES]
 
 
 def __getattr__(name: str) -> types.ModuleType | Any:
@@ -58,4 +60,4 @@ def __getattr__(name: str) -> types.ModuleType | Any:
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_FROM, *_MODULES])
+    return sorted([*__all__, "__version__"])

@@ -8,6 +8,7 @@ from deepsad_jax import kernels as kernels
 from deepsad_jax import labels as labels
 from deepsad_jax import layers as layers
 from deepsad_jax import losses as losses
+from deepsad_jax import methods as methods
 from deepsad_jax import metrics as metrics
 from deepsad_jax import model as model
 from deepsad_jax import modules as modules
