@@ -37,7 +37,9 @@ def metric_lines(stage: str, history: dict[str, Any], first: int, last: int) -> 
     """JSON lines with the metrics of the epochs `first` to `last - 1`."""
     lines = []
     for epoch in range(first, last):
-        values = {name: float(series[epoch]) for name, series in history.items()}
+        values = {
+            name: float(series[epoch]) for name, series in sorted(history.items())
+        }
         content = {"stage": stage, "epoch": epoch + 1, **values}
         lines.append(json.dumps(workdir.jsonable(content)) + "\n")
     return "".join(lines)

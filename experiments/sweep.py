@@ -234,6 +234,7 @@ def main(config: Config) -> None:
         raise ValueError(
             "in every combination the known anomalies are of the normal class"
         )
+    build.experiment(configs[0])  # what is wrong is found before a folder is made
     content = {**config.to_dict(), "grid": grid, "seeds": SEEDS.value}
     may_differ = (*workdir.MAY_DIFFER, "seeds")
     label = f"sweep-{config.method}"

@@ -1,21 +1,25 @@
+"""Sweeps against single runs, what is skipped, and the table at the end."""
+
 import importlib
 import json
-import os
-import pathlib
-import subprocess
-import sys
+import re
 
 import numpy as np
 import pytest
+from absl.testing import flagsaver
 
-from experiments import run, sweep
-
-ROOT = pathlib.Path(__file__).parents[1]
+from experiments import report, run, session, sweep
 
 
-def quick(name):
+@pytest.fixture(autouse=True)
+def _without_pictures(monkeypatch):
+    monkeypatch.setattr(report, "pictures", lambda *_: {})
+
+
+def quick(name, **fields):
     config = importlib.import_module(f"configs.{name}").get_config()
     config.pretrain.epochs, config.train.epochs = 2, 3
+    config.update_from_flattened_dict(fields)
     return config
 
 
@@ -67,6 +71,22 @@ def test_finished_runs_are_not_done_again_and_others_are_refused(tmp_path):
         sweep.sweep(sweep.expand(config, {}, seeds=2), str(tmp_path))
 
 
+@pytest.mark.parametrize("name", ["digits", "breast_cancer"])
+def test_more_seeds_compile_nothing(name, tmp_path, caplog):
+    configs = sweep.expand(quick(name), {}, seeds=4)
+    sweep.sweep(configs[:2], str(tmp_path))  # of a table, two runs share a program
+
+    def compiled(more):
+        caplog.clear()
+        with caplog.at_level("DEBUG", "jax._src.interpreters.pxla"):
+            sweep.sweep(more, str(tmp_path))
+        return [m for m in caplog.messages if re.match("Compiling", m)]
+
+    assert not compiled(configs[2:])
+    other = quick(name, eta=3.0, seed=4)
+    assert compiled([other])  # what has to be compiled is noticed
+
+
 def test_pairs_of_one_class_are_left_out():
     grid = {"data.normal_class": [0, 1, 2], "data.known_outlier_class": [0, 1, 2]}
     configs = sweep.expand(quick("digits"), grid, seeds=2)
@@ -74,12 +94,23 @@ def test_pairs_of_one_class_are_left_out():
     assert len({(sweep.setting(c), c.seed) for c in configs}) == 12
 
 
+def test_tables_bring_their_networks_unless_there_is_ones_own():
+    grid = {"data.name": ["cardio", "thyroid"]}
+    config = quick("breast_cancer", network="cardio_mlp")
+    assert [c.network for c in sweep.expand(config, grid, 1)] == [
+        "cardio_mlp",
+        "thyroid_mlp",
+    ]
+    config.network, config.encoder = "", "my_study:Net"
+    assert [c.network for c in sweep.expand(config, grid, 1)] == ["", ""]
+
+
 def test_summary_is_mean_and_standard_deviation_over_seeds():
     config = quick("digits")
     configs = sweep.expand(config, {"data.normal_class": [0, 9]}, seeds=3)
     aurocs = [0.5, 0.6, 0.7, 0.8, 0.8, 0.8]
     results = [{"auroc": a, "average_precision": None} for a in aurocs]
-    rows = sweep.summarise(configs, results)
+    rows = sweep.summarize(configs, results)
     assert [row["runs"] for row in rows] == [3, 3]
     np.testing.assert_allclose([row["auroc_mean"] for row in rows], [0.6, 0.8])
     np.testing.assert_allclose(
@@ -89,44 +120,50 @@ def test_summary_is_mean_and_standard_deviation_over_seeds():
     assert "60.00 +-  8.16" in sweep.table(rows)
 
 
-def command(*arguments):
-    return subprocess.run(
-        [sys.executable, "-m", "experiments.sweep", *arguments],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        env={**os.environ, "JAX_PLATFORMS": "cpu"},
-    )
+def main(folder, config, **values):
+    """What the command does with its flags, in this process."""
+    session.flags.FLAGS.mark_as_parsed()
+    with flagsaver.flagsaver(workdir=str(folder), **values):
+        sweep.main(config)
 
 
-def test_the_command_prints_and_writes_the_table(tmp_path):
-    done = command(
-        "--config=configs/breast_cancer.py",
-        "--seeds=2",
-        "--ratios_known_outlier=0.02,0.05",
-        "--config.pretrain.epochs=1",
-        "--config.train.epochs=1",
-        f"--workdir={tmp_path}",
-    )
-    assert done.returncode == 0, done.stderr
-    rows = read(tmp_path / "summary.json")
+def test_the_command_prints_and_writes_the_table(tmp_path, capsys):
+    ratios = ["0.02", "0.05"]
+    main(tmp_path, quick("breast_cancer"), seeds=2, ratios_known_outlier=ratios)
+    rows, output = read(tmp_path / "summary.json"), capsys.readouterr().out
     assert [row["runs"] for row in rows] == [2, 2]
     for row in rows:
-        assert f"{100 * row['auroc_mean']:6.2f}" in done.stdout
+        assert f"{100 * row['auroc_mean']:6.2f}" in output
+    assert f"written to {tmp_path}" in output
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("values", "fields", "message"),
     [
-        (["--normal_classes=zero"], "normal_classes"),
-        (["--normal_classes=1", "--known_outlier_classes=1"], "of the normal class"),
-        (["--config.load_model=/"], "config.load_model must be empty"),
-        (["--seeds=0"], "seeds"),
-        (["--tables=iris"], "iris"),
+        (
+            {"normal_classes": ["zero"]},
+            {},
+            "--normal_classes is zero; it must be a lis",
+        ),
+        ({"ratios_pollution": ["x"]}, {}, "--ratios_pollution is x; it must be a list"),
+        (
+            {"normal_classes": ["1"], "known_outlier_classes": ["1"]},
+            {},
+            "in every combination the known anomalies are of the normal class",
+        ),
+        ({}, {"load_model": "/"}, "config.load_model must be empty"),
+        ({"tables": ["iris"]}, {}, "--tables has 'iris'; the tables are arrhythmia"),
+        ({}, {"encoder": "nope:Net"}, "config.encoder is 'nope:Net'"),
     ],
 )
-def test_wrong_grids_get_one_sentence(arguments, message):
-    done = command(*arguments)
-    assert done.returncode == 2
-    assert message in done.stderr
-    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+def test_wrong_grids_get_one_sentence(values, fields, message, tmp_path):
+    folder = tmp_path / "sweep"
+    with pytest.raises(ValueError, match=message):
+        main(folder, quick("breast_cancer", **fields), **values)
+    assert not folder.exists()
+
+
+def test_the_number_of_seeds_is_checked_by_its_flag():
+    with pytest.raises(session.flags.IllegalFlagValueError, match="seeds"):
+        session.flags.FLAGS["seeds"].parse("0")
+        session.flags.FLAGS.validate_all_flags()
