@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -15,6 +16,8 @@ def unmasked(name: str, values: Any) -> np.ndarray:
     Raises:
         ValueError: if NumPy can make none of them, or some of them are masked.
     """
+    if isinstance(values, jax.core.Tracer):
+        raise ValueError(f"{name} is traced by jit, vmap or grad; it must be an array")
     if isinstance(values, np.ma.MaskedArray):
         if np.ma.is_masked(values):
             raise ValueError(

@@ -131,6 +131,7 @@ def embed(model: Model, x: Any, *, plan: parallel.Plan | None = None) -> np.ndar
 def _apply(model, name, x, plan):
     leaves = [x, *jax.tree.leaves(_checked(model))]
     if any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
+        model.preprocessing.check_shape(x, "x", tuple(model.info["shape"]))
         prepared = training.as_float(model.preprocessing(x))
         return getattr(model.objective, name)(model.variables, prepared)
     is_rows = isinstance(x, (list, tuple)) or hasattr(x, "__array__")
@@ -140,6 +141,8 @@ def _apply(model, name, x, plan):
         if not parts:
             raise ValueError("x has no batch; it must have at least one")
         return np.concatenate(parts)
+    if plan is not None and getattr(plan, "many", True):
+        raise ValueError(f"plan is {plan!r}; it must be one of parallel.split_batch")
     x = model.preprocessing.check(x, "x", tuple(model.info["shape"]))
     wide = getattr(model.objective, "float64", False)
     parts = []

@@ -256,7 +256,7 @@ def training_set(x: Any, semi_targets: Any = None, indices: Any = None) -> Train
     Raises:
         ValueError: if something is not as said.
     """
-    x = _untraced("x", x)
+    x = checks.unmasked("x", x)
     if not 2 <= x.ndim <= 5 or not x.size:
         raise ValueError(
             f"x has shape {x.shape}; it must be of rank 2 to 5, such as [n, columns] "
@@ -264,7 +264,7 @@ def training_set(x: Any, semi_targets: Any = None, indices: Any = None) -> Train
         )
     if indices is None:
         indices = np.arange(len(x))
-    indices = _untraced("indices", indices)
+    indices = checks.unmasked("indices", indices)
     if indices.ndim != 1 or not len(indices) or indices.dtype.kind not in "iu":
         raise ValueError(
             f"indices have shape {indices.shape} and dtype {indices.dtype}; they must "
@@ -286,14 +286,10 @@ def training_set(x: Any, semi_targets: Any = None, indices: Any = None) -> Train
     )
 
 
-def _untraced(name, array):
-    if isinstance(array, jax.core.Tracer):
-        raise ValueError(f"{name} is traced by jit, vmap or grad; it must be an array")
-    return checks.unmasked(name, array)
-
-
 def check_key(key: Any) -> None:
     """Raises ValueError unless it is one random key of JAX."""
+    if isinstance(key, jax.core.Tracer):
+        raise ValueError("key is traced by jit, vmap or grad; a fit cannot be")
     dtype, shape = getattr(key, "dtype", None), getattr(key, "shape", None)
     is_typed = shape == () and jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key)
     like = jax.eval_shape(jax.random.PRNGKey, 0)

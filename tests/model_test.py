@@ -427,6 +427,44 @@ def test_exported_models_are_bytes(table):
     np.testing.assert_allclose(again.call(x), sad.score(table, x), atol=1e-5)
 
 
+def test_shapes_are_checked_where_values_are_traced(table):
+    for x in (TABLE[:, :1], TABLE[:, :5], TABLE[:, None]):  # the first would broadcast
+        with pytest.raises(ValueError, match=r"x has shape .*; it must be \[n, 6\]"):
+            jax.jit(lambda x: sad.score(table, x))(x)
+
+
+def test_what_cannot_be_traced_says_so():
+    data, keys = training.training_set(TABLE), jax.random.split(KEY)
+    with pytest.raises(
+        ValueError, match="key is traced by jit, vmap or grad; a fit ca"
+    ):
+        jax.vmap(lambda key: sad.fit(key, data)[0])(keys)
+    for arguments in ((TABLE,), (TABLE, TARGETS), (TABLE, TARGETS, np.arange(64))):
+        *front, last = arguments
+        with pytest.raises(
+            ValueError, match=" is traced by jit, vmap or grad; it must"
+        ):
+            jax.jit(lambda last, front=front: training.training_set(*front, last))(last)
+
+
+def test_models_can_be_stacked(table):
+    other = jax.tree.map(lambda leaf: 2 * leaf, table)
+    both = jax.tree.map(lambda *leaves: np.stack(leaves), table, other)
+    scores = jax.vmap(sad.score, in_axes=(0, None))(both, TABLE)
+    for model, found in zip((table, other), scores, strict=True):
+        np.testing.assert_allclose(found, sad.score(model, TABLE), rtol=1e-4, atol=1e-6)
+
+
+def test_a_plan_that_does_not_split_batches_is_named(table):
+    for plan in (3, sad.parallel.Plan(many=True)):
+        with pytest.raises(
+            ValueError, match="plan is .*; it must be one of parallel.spl"
+        ):
+            sad.score(table, TABLE, plan=plan)
+    alone = sad.score(table, TABLE, plan=sad.parallel.one())
+    np.testing.assert_array_equal(alone, sad.score(table, TABLE))
+
+
 def test_a_model_is_a_pytree(pure, caplog):
     model, x = pure
     expected = sad.score(model, x)
