@@ -286,13 +286,6 @@ def test_linen_and_nnx_are_the_same_from_the_same_weights():
         for name in ("first", "last")
     }
 
-    class Given(nn.Module):
-        """Linen, from the weights of the NNX module."""
-
-        @nn.compact
-        def __call__(self, x, train):
-            return Linen(name="inner")(x, train)
-
     optimizer = optax.adam(1e-2)
     step_keys = jax.random.split(KEY, 3)
     batch = training.Batch(X, TARGETS.astype(np.float32))
