@@ -20,13 +20,14 @@ import sys
 import tempfile
 import time
 
+import jax
 import numpy as np
 import PIL.Image
 
 ROOT = pathlib.Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))  # as a program, this file knows its own folder only
 
-from deepsad_jax import checkpoints  # noqa: E402
+import deepsad_jax as sad  # noqa: E402
 
 KINDS = ("anywhere", "training", "checkpoint", "results")
 OPTIONS = {
@@ -110,7 +111,7 @@ def check_files(folder):
             PIL.Image.open(path).load()
     for path in folder.rglob("model"):
         if path.is_dir():
-            checkpoints.load_model(path)
+            sad.load(path)
 
 
 def content(folder):
@@ -129,20 +130,10 @@ def content(folder):
             with np.load(path) as arrays:
                 result[name] = {k: arrays[k].tobytes() for k in arrays.files}
     for path in sorted(folder.rglob("model")):
-        model = checkpoints.load_model(path)
-        leaves = [model.encoder, model.center, model.autoencoder]
-        result[str(path.relative_to(folder))] = str(
-            [np.asarray(a).tobytes() for a in _leaves(leaves)]
-        )
+        leaves, tree = jax.tree.flatten(sad.load(path))
+        content_of_leaves = [np.asarray(leaf).tobytes() for leaf in leaves]
+        result[str(path.relative_to(folder))] = str([tree, content_of_leaves])
     return result
-
-
-def _leaves(tree):
-    if isinstance(tree, dict):
-        tree = [tree[key] for key in sorted(tree)]
-    if isinstance(tree, list):
-        return [leaf for branch in tree for leaf in _leaves(branch)]
-    return [tree]
 
 
 def survive(program, kills, seed, folder, options=None):
