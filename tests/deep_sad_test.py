@@ -188,7 +188,7 @@ def test_what_is_equal_by_value_is_compiled_once(blobs, caplog):
 
 
 def test_a_collapsed_hypersphere_names_the_epoch():
-    data = training.training_set(np.full((64, 10), 0.5, np.float32))
+    data = training.training_set(np.full((230, 10), 0.5, np.float32))
     message = "hypersphere collapsed in epoch 1: all embeddings are equal"
     with pytest.raises(training.TrainingError, match=message):
         fit(data)

@@ -20,6 +20,13 @@ TARGETS = np.random.default_rng(1).integers(-1, 2, 64)
 STAGE = training.Stage(optax.adam(1e-3), epochs=1, batch_size=16)
 
 
+# Compiles quickly.
+LINEAR = (
+    lambda key, x: jax.random.normal(key, (x.shape[1], 4)),
+    lambda weights, x: x @ weights,
+)
+
+
 def fit(encoder, x=X, **options):
     data = training.training_set(x, TARGETS[: len(x)])
     options = {"train": STAGE, "pretrain": None, **options}
@@ -200,11 +207,12 @@ WAYS = {
 @pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
 def test_nnx_modules_are_pure_functions(way):
     network = modules.network(way())
-    variables = network.init(KEY, X)
-    once, twice = (network.apply(variables, X) for _ in range(2))
+    variables = jax.jit(network.init)(KEY, X)
+    apply, apply_train = jax.jit(network.apply), jax.jit(network.apply_train)
+    once, twice = (apply(variables, X) for _ in range(2))
     np.testing.assert_array_equal(once, twice)
-    drawn, updated = jax.jit(network.apply_train)(variables, X, KEY)
-    other, again = network.apply_train(updated, X, KEY)
+    drawn, updated = apply_train(variables, X, KEY)
+    other, again = apply_train(updated, X, KEY)
     assert np.any(drawn != once) and np.any(drawn != other)  # masks move on
     assert jax.tree.structure(again) == jax.tree.structure(variables)
     assert (variables["rest"]["steps"], again["rest"]["steps"]) == (0, 2)
@@ -422,7 +430,7 @@ def test_a_decoder_of_another_shape_is_named():
 
 
 def test_own_encoders_serve_other_methods():
-    supervised = sad.detectors.METHODS["supervised"](encoder=NNX, train=STAGE)
+    supervised = sad.detectors.METHODS["supervised"](encoder=LINEAR, train=STAGE)
     data = training.training_set(X, TARGETS)
     model, _ = supervised.fit(KEY, data)
     assert np.isfinite(sad.score(model, X)).all()
