@@ -90,7 +90,10 @@ def experiment(config: ConfigDict) -> Experiment:
         ValueError, OSError: for what is wrong in the config or the data.
     """
     check(config)
-    source = _source(config.data.name, config.data.dir)
+    name, folder = config.data.name, config.data.dir
+    paths = [name, *(os.path.join(folder, name + end) for end in sources.SUFFIXES)]
+    stamps = [(s.st_mtime_ns, s.st_size) for p in paths if (s := _stat(p))]
+    source = _source(name, folder, tuple(stamps))
     drawn = protocol_of(config)
     problem = protocol.make(source, drawn, config.seed)
     with _named(config):
@@ -112,8 +115,16 @@ def experiment(config: ConfigDict) -> Experiment:
 
 
 @functools.lru_cache(maxsize=2)
-def _source(name: str, folder: str) -> sources.Source:
+def _source(name: str, folder: str, stamps: tuple) -> sources.Source:
+    del stamps  # a file that has changed is another one
     return sources.load(name, folder or None)
+
+
+def _stat(path: str) -> os.stat_result | None:
+    try:
+        return os.stat(path)
+    except (OSError, ValueError):  # no file, or no name of one
+        return None
 
 
 def protocol_of(config: ConfigDict) -> protocol.Protocol:
@@ -146,7 +157,7 @@ def options_of(config: ConfigDict, problem: protocol.Problem) -> Any:
 def _options(config, method, problem):
     if method in SHALLOW and config.load_model and not config.hybrid:
         raise ValueError(
-            f"load_model is for networks, but {method} has none unless config.hybrid"
+            f"load_model is for networks and hybrids, but {method} is neither"
         )
     shape, size = problem.x_train.shape[1:], len(problem.indices)
     special = {

@@ -19,6 +19,7 @@ import zipfile
 
 import hypothesis
 import hypothesis.extra.numpy as hnp
+import jax
 import ml_collections
 import numpy as np
 import pooch
@@ -30,10 +31,18 @@ from hypothesis import strategies as st
 sys.path.append(str(pathlib.Path(__file__).parents[1]))  # for --count
 
 from configs import default
-from deepsad_jax import deep_sad, torch_weights, training
-from deepsad_jax.data import scenario, sources, tfds_images
-from experiments import methods, run, settings
-from experiments.methods import deep, shallow
+from deepsad_jax import (
+    detectors,
+    model,
+    networks,
+    objectives,
+    preprocessing,
+    torch_weights,
+    training,
+)
+from deepsad_jax.data import protocol as protocols
+from deepsad_jax.data import sources, tfds_images
+from experiments import build, run
 
 hypothesis.settings.register_profile(
     "inputs",
@@ -45,6 +54,7 @@ hypothesis.settings.register_profile(
 )
 hypothesis.settings.load_profile("inputs")
 
+METHODS = tuple(detectors.METHODS)
 TRIED, REFUSED = collections.Counter(), collections.Counter()
 FOLDER = pathlib.Path(tempfile.gettempdir(), f"inputs_test-{os.getpid()}")
 
@@ -211,7 +221,7 @@ def test_training_sets(x, data, has_labels, has_indices):
     made = attempt("arrays", lambda: training.training_set(x, semi_targets, indices))
     if made is None:
         return
-    assert made.x.dtype in (np.uint8, np.float32) and np.isfinite(made.x).all()
+    assert made.x is x or made.x.dtype == np.asarray(x).dtype  # raw
     np.testing.assert_array_equal(
         made.indices, np.arange(n) if indices is None else indices
     )
@@ -221,7 +231,12 @@ def test_training_sets(x, data, has_labels, has_indices):
 
 @hypothesis.given(st.one_of(tables(), images(), ANYTHING))
 def test_inputs_are_named(x):
-    attempt("arrays", lambda: training.check_inputs("the examples", x), "the examples")
+    made = attempt("arrays", lambda: preprocessing.auto(x, "the examples"))
+    if made is None:
+        refused("arrays", "the examples", lambda: preprocessing.auto(x, "the examples"))
+        return
+    scaled = made(made.check(x, "the examples"))
+    assert scaled.dtype == np.float32 and np.isfinite(scaled).all()
 
 
 def check_problem(problem):
@@ -229,19 +244,20 @@ def check_problem(problem):
     assert set(np.unique(problem.semi_targets)) <= {-1, 0, 1}
     assert set(np.unique(problem.labels_test)) <= {0, 1}
     assert len(problem.x_test) == len(problem.labels_test) == len(problem.index_test)
-    for part in (problem.x_train, problem.x_test):
-        assert part.dtype in (np.uint8, np.float32) and np.isfinite(part).all()
+    scaled = [problem.preprocessing(x) for x in (problem.x_train, problem.x_test)]
+    for part in scaled:
+        assert part.dtype == np.float32 and np.isfinite(part).all()
     if problem.x_train.ndim == 2:
-        assert problem.x_train.min() >= 0 and problem.x_train.max() <= 1
+        assert scaled[0].min() >= 0 and scaled[0].max() <= 1
 
 
 @hypothesis.settings(max_examples=400)
 @hypothesis.given(raw_sources(), PROTOCOLS, st.sampled_from([0, 1, 2**32 - 1]))
 def test_problems(source, fields, seed):
-    protocol = attempt("arrays", lambda: scenario.Protocol(**fields))
-    if protocol is None:
-        protocol = scenario.Protocol()
-    problem = attempt("arrays", lambda: scenario.make(source, protocol, seed))
+    drawn = attempt("arrays", lambda: protocols.Protocol(**fields))
+    if drawn is None:
+        drawn = protocols.Protocol()
+    problem = attempt("arrays", lambda: protocols.make(source, drawn, seed))
     if problem is not None:
         check_problem(problem)
 
@@ -250,7 +266,7 @@ def test_problems(source, fields, seed):
 def test_seeds_that_are_none(seed):
     source = sources.load("breast_cancer")
     refused(
-        "arrays", "seed is", lambda: scenario.make(source, scenario.Protocol(), seed)
+        "arrays", "seed is", lambda: protocols.make(source, protocols.Protocol(), seed)
     )
 
 
@@ -267,8 +283,8 @@ def test_seeds_that_are_none(seed):
 )
 def test_tables_of_all_types_are_scaled_without_overflow(x):
     source = sources.Source(x, np.zeros(10, int), x, np.zeros(10, int))
-    protocol = scenario.Protocol(n_known_outlier_classes=0)
-    problem = attempt("arrays", lambda: scenario.make(source, protocol, 0))
+    drawn = protocols.Protocol(n_known_outlier_classes=0)
+    problem = attempt("arrays", lambda: protocols.make(source, drawn, 0))
     if problem is None:
         assert x.dtype == np.float64  # whose range is too wide for float64
         return
@@ -276,16 +292,17 @@ def test_tables_of_all_types_are_scaled_without_overflow(x):
     span = wide.max(0) - wide.min(0)
     expected = (wide - wide.min(0)) / np.where(span > 0, span, 1)
     for part in (problem.x_train, problem.x_test):
-        np.testing.assert_allclose(part, expected.astype(np.float64), atol=1e-6)
+        scaled = problem.preprocessing(part)
+        np.testing.assert_allclose(scaled, expected.astype(np.float64), atol=1e-6)
 
 
 @hypothesis.given(hnp.arrays(np.uint8, (6, 8, 8, 1)))
 def test_bytes_of_images_stay_and_become_numbers_up_to_1(x):
     source = sources.Source(x, np.zeros(6, int), x, np.zeros(6, int))
-    problem = scenario.make(source, scenario.Protocol(n_known_outlier_classes=0), 0)
+    problem = protocols.make(source, protocols.Protocol(n_known_outlier_classes=0), 0)
     assert problem.x_train is x
-    rows = shallow._rows(x)
-    np.testing.assert_allclose(rows, x.reshape(6, -1).astype(np.float64) / 255, 1e-6)
+    scaled = problem.preprocessing(x)
+    np.testing.assert_allclose(scaled, x.astype(np.float64) / 255, 1e-6)
 
 
 # --- Files of the user's own.
@@ -315,7 +332,7 @@ class ReadyError(Exception):
 
 def until_ready(config):
     """Runs an experiment until it would write; True if it gets so far."""
-    with unittest.mock.patch.object(run.workdir, "prepare", side_effect=ReadyError):
+    with unittest.mock.patch.object(run.workdir, "locked", side_effect=ReadyError):
         try:
             run.run(config, str(FOLDER / "run"))
         except ReadyError:
@@ -327,7 +344,10 @@ def until_ready(config):
 
 @hypothesis.settings(max_examples=200)
 @hypothesis.given(
-    raw_sources(), st.sampled_from(list(methods.METHODS)), st.booleans(), st.booleans()
+    raw_sources(),
+    st.sampled_from(list(METHODS)),
+    st.booleans(),
+    st.booleans(),
 )
 def test_npz_files(source, method, whole, hybrid):
     path = FOLDER / "mine.npz"
@@ -360,8 +380,8 @@ def test_mat_files(x, data):
         hypothesis.reject()
     source = attempt("files", lambda: sources.load(str(path)), path)
     if source is not None:
-        protocol = scenario.Protocol(n_known_outlier_classes=0)
-        problem = attempt("files", lambda: scenario.make(source, protocol, 0))
+        drawn = protocols.Protocol(n_known_outlier_classes=0)
+        problem = attempt("files", lambda: protocols.make(source, drawn, 0))
         if problem is not None:
             check_problem(problem)
 
@@ -393,7 +413,7 @@ def test_csv_files(header, rows, encoding, end):
     path.write_bytes(end.join(lines).encode(encoding))
     source = attempt("files", lambda: sources.load(str(path)), path)
     if source is not None:
-        attempt("files", lambda: scenario.make(source, scenario.Protocol(), 0))
+        attempt("files", lambda: protocols.make(source, protocols.Protocol(), 0))
 
 
 def test_the_column_label_comes_before_y():
@@ -431,7 +451,7 @@ def test_labels_and_values_outside_the_convention(changes, message):
         refused(
             "files",
             message,
-            lambda: scenario.make(sources.load(str(path)), scenario.Protocol(), 0),
+            lambda: protocols.make(sources.load(str(path)), protocols.Protocol(), 0),
         )
 
 
@@ -469,7 +489,7 @@ def table_file():
     return str(path)
 
 
-@pytest.mark.parametrize("method", methods.METHODS)
+@pytest.mark.parametrize("method", METHODS)
 @hypothesis.settings(max_examples=60)
 @hypothesis.given(
     st.dictionaries(
@@ -488,14 +508,14 @@ def test_every_field_alone(field):
         attempt("configs", lambda config=config: until_ready(config))
 
 
-@pytest.mark.parametrize("method", methods.METHODS)
+@pytest.mark.parametrize("method", METHODS)
 def test_what_every_method_accepts(method):
     config = config_of(method, **{"data.name": table_file()})
     assert until_ready(config)
 
 
 SHALLOW = ("ssad", "ocsvm", "kde", "isoforest")
-DEEP = tuple(name for name in methods.METHODS if name not in SHALLOW)
+DEEP = tuple(name for name in METHODS if name not in SHALLOW)
 
 
 @pytest.mark.parametrize(
@@ -509,28 +529,44 @@ DEEP = tuple(name for name in methods.METHODS if name not in SHALLOW)
         ),
         (SHALLOW, {"load_model": "."}, "config.load_model is for networks and hybrids"),
         (
-            methods.METHODS,
+            METHODS,
             {"load_model": "nope"},
             "config.load_model: there is no nope",
         ),
-        (methods.METHODS, {"nope": 1}, "config has no field 'nope'; its fields are"),
-        (methods.METHODS, {"train.nope": 1}, "config.train has no field 'nope'"),
-        (methods.METHODS, {"train.epochs": 1.5}, "config.train.epochs is 1.5; it must"),
-        (methods.METHODS, {"seed": True}, "config.seed is True; it must be an integer"),
+        (METHODS, {"nope": 1}, "config has no field 'nope'; its fields are"),
+        (METHODS, {"train.nope": 1}, "config.train has no field 'nope'"),
         (
-            methods.METHODS,
+            METHODS,
+            {"train.epochs": 1.5},
+            "config.train.epochs is 1.5; it must",
+        ),
+        (
+            METHODS,
+            {"seed": True},
+            "config.seed is True; it must be an integer",
+        ),
+        (
+            METHODS,
             {"train": None},
             "config.train is None; it must be a section",
         ),
-        (methods.METHODS, {"data.normal_class": 9}, "normal_class is 9; the classes"),
-        (methods.METHODS, {"data.ratio_pollution": 1.0}, "ratio_pollution is 1.0; it"),
-        (methods.METHODS, {"data.ratio_pollution": 0.9}, "asks for .* lower the ratio"),
+        (METHODS, {"data.normal_class": 9}, "normal_class is 9; the classes"),
         (
-            methods.METHODS,
+            METHODS,
+            {"data.ratio_pollution": 1.0},
+            "ratio_pollution is 1.0; it",
+        ),
+        (
+            METHODS,
+            {"data.ratio_pollution": 0.9},
+            "asks for .* lower the ratio",
+        ),
+        (
+            METHODS,
             {"data.ratio_known_outlier": 1 - 1e-16, "data.ratio_pollution": 0.5},
             "leave no room for normal examples|asks for",
         ),
-        (DEEP, {"devices": 99}, "config.devices is 99, but there are"),
+        (DEEP, {"devices": 99}, "config.devices is 99; it must be from 1 to"),
         (DEEP, {"network": "cardio_mlp"}, "cardio_mlp takes examples of shape"),
         (
             ("deep_sad", "deep_svdd", "m1_m2"),
@@ -599,7 +635,7 @@ def test_too_few_examples_for_a_selection(name, semi_targets, changes, message):
 )
 def test_configs_with_missing_fields(config):
     refused("configs", "config.* is ", lambda: until_ready(config))
-    refused("configs", "config.* is missing", lambda: settings.check(config))
+    refused("configs", "config.* is |is missing", lambda: build.check(config))
 
 
 @hypothesis.given(
@@ -616,17 +652,14 @@ def test_what_shallow_methods_accept_gives_finite_scores(name, kernel, selection
     semi_targets = np.array([1, -1, *np.zeros(10, int)])
     source = sources.Source(x, None, x, np.arange(12) % 2, semi_targets)
     config = config_of(name, **changes)
-    method = methods.of(config)
-
-    def checked():
-        problem = scenario.make(source, scenario.Protocol(), 0)
-        method.check(problem, config)
-        return problem
-
-    problem = attempt("configs", checked)
-    if problem is not None:
-        (outcome,) = method.run([problem], [config])
-        assert np.isfinite(outcome.scores).all()
+    with unittest.mock.patch.object(build, "_source", lambda *_: source):
+        made = attempt("configs", lambda: build.experiment(config))
+    if made is None:
+        return
+    fitted = attempt("configs", lambda: made.options.fit_many([made.run]))
+    if fitted is not None:
+        scores = attempt("configs", lambda: model.score(fitted[0][0], x))
+        assert scores is None or np.isfinite(scores).all()
 
 
 # --- Files that are damaged, or meant to do harm.
@@ -675,7 +708,9 @@ def test_damaged_files(suffix, data):
     path.write_bytes(data.draw(damaged(suffix)))
     source = attempt("damaged files", lambda: sources.load(str(path)), path)
     if source is not None:
-        attempt("damaged files", lambda: scenario.make(source, scenario.Protocol(), 0))
+        attempt(
+            "damaged files", lambda: protocols.make(source, protocols.Protocol(), 0)
+        )
 
 
 class Payload:
@@ -766,10 +801,12 @@ NETWORK = "thyroid_mlp"
 
 
 def encoder_state():
-    entries = torch_weights._encoder_entries(
-        torch_weights.networks.architecture(NETWORK)
-    )
-    return {entry.key: np.ones(entry.shape, np.float32) for entry in entries}
+    shapes = {"hidden.0.linear": (32, 6), "hidden.1.linear": (16, 32), "code": (4, 16)}
+    state = {f"{name}.weight": np.ones(shape) for name, shape in shapes.items()}
+    for i, width in enumerate((32, 16)):
+        for name in ("running_mean", "running_var"):
+            state[f"hidden.{i}.bn.{name}"] = np.ones(width)
+    return {name: array.astype(np.float32) for name, array in state.items()}
 
 
 def without_a_key(content):
@@ -822,8 +859,15 @@ def test_damaged_checkpoints_of_pytorch(data):
     attempt("checkpoints", lambda: torch_weights.load_checkpoint(path), path)
 
 
-def fitted(network=NETWORK):
-    return deep_sad.Fitted({}, np.zeros(4), {"params": {}}, {}, {}, network)
+def saved(folder, network=NETWORK):
+    """A model of that network in a folder."""
+    encoder, decoder, shape = networks.pair(network)
+    objective = objectives.Autoencoder(encoder, decoder)
+    variables = objective.init(jax.random.key(0), np.zeros((1, *shape), np.float32))
+    scaling = preprocessing.Unchanged()
+    made = model.make("autoencoder", objective, variables, scaling, shape)
+    if not folder.exists():
+        model.save(made, folder)
 
 
 @pytest.mark.parametrize(
@@ -841,13 +885,13 @@ def test_models_with_damaged_neighbours(name, content, message):
     path = FOLDER / "six.npz"
     write_npz(path, {"X": rng.random((60, 6)), "y": np.arange(60) % 3})
     folder = FOLDER / "earlier"
-    (folder / "model").mkdir(parents=True, exist_ok=True)
+    folder.mkdir(exist_ok=True)
+    saved(folder / "model")
     changes = {"data.name": str(path), "load_model": str(folder / "model")}
     config = config_of("kde", hybrid=True, **changes)
     (folder / "config.json").write_text(config.to_json_best_effort())
     (folder / name).write_bytes(content)
-    with unittest.mock.patch.object(deep, "load_model", lambda *_: fitted()):
-        refused("checkpoints", message, lambda: until_ready(config))
+    refused("checkpoints", message, lambda: until_ready(config))
     (folder / name).unlink()
 
 
@@ -856,18 +900,19 @@ def test_a_model_of_another_network_than_the_configs(method):
     x = np.random.default_rng(0).random((60, 6))
     path = FOLDER / "six.npz"
     write_npz(path, {"X": x, "y": np.arange(60) % 3})
-    changes = {"data.name": str(path), "load_model": str(FOLDER), "network": NETWORK}
+    other = FOLDER / "satellite"
+    saved(other, "satellite_mlp")
+    changes = {"data.name": str(path), "load_model": str(other), "network": NETWORK}
     config = config_of(method, hybrid=method == "kde", **changes)
-    other = fitted("cardio_mlp")
-    with unittest.mock.patch.object(deep, "load_model", lambda *_: other):
-        refused("checkpoints", "but config.network is", lambda: until_ready(config))
+    message = r"takes examples of shape \(36,\), but the data have \(6,\)"
+    refused("checkpoints", message, lambda: until_ready(config))
 
 
 def test_folders_that_hold_no_model():
     folder = FOLDER / "empty"
     folder.mkdir(exist_ok=True)
     config = config_of(**{"data.name": table_file(), "load_model": str(folder)})
-    with pytest.raises(ValueError, match="empty does not hold a complete model"):
+    with pytest.raises(ValueError, match="empty .*complete|empty does not hold a"):
         until_ready(config)
 
 
