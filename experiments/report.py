@@ -58,12 +58,12 @@ def outcome(
 
 def _bases(made, fitted) -> dict[str, model.Model]:
     """The models whose scores are set beside those of a model."""
-    if made.config.hybrid:
-        linear = hybrid.linear(fitted)
-        return {} if linear is None else {"linear": linear}
-    if fitted.base is None:
-        return {}
-    return {"vae" if made.config.method == "m1_m2" else "ae": fitted.base}
+    found = {}
+    if fitted.base is not None:
+        found["vae" if made.config.method == "m1_m2" else "ae"] = fitted.base
+    if made.config.hybrid and (linear := hybrid.linear(fitted)) is not None:
+        found["linear"] = linear
+    return found
 
 
 def _figures(made, record, scores, references, tested) -> dict[str, Any]:

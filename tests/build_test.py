@@ -408,7 +408,7 @@ def test_hybrids_need_codes_and_shallow_methods_take_no_network():
         ),
         (
             {"method": "kde", "load_model": "tests"},
-            "config.load_model is for networks, but kde has none unless config.hybrid",
+            "config.load_model is for networks and hybrids, but kde is neither",
         ),
     ):
         with pytest.raises(ValueError, match=message):
