@@ -12,7 +12,7 @@ import sklearn.neighbors
 import sklearn.preprocessing
 import sklearn.svm
 
-from deepsad_jax import model, parallel, selection, training
+from deepsad_jax import methods, model, parallel, selection, training
 from deepsad_jax.detectors import (
     deep_sad,
     hybrid,
@@ -141,7 +141,7 @@ def autoencoder(epochs=2):
 def test_a_hybrid_is_scikit_learns_machine_on_the_codes(tmp_path):
     data, x_test, _ = problem()
     options = hybrid.Hybrid(autoencoder(), OneClassSVM(gamma=0.5, nu=0.0975))
-    options.check(data)
+    options.check(methods.Run(KEY, data))
     told = []
     fitted, record = options.fit(
         KEY, data, observe=lambda stage, done, _: told.append((stage, done))
@@ -194,9 +194,9 @@ def test_a_hybrid_needs_codes():
     forest, _ = Forest(n_trees=3).fit(KEY, data)
     wrong = hybrid.Hybrid(autoencoder(), KDE(), initial=forest)
     with pytest.raises(ValueError, match="initial is a model of Trees, which has no"):
-        wrong.check(data)
+        wrong.check(methods.Run(KEY, data))
     with pytest.raises(ValueError, match="kappa is 10000.0; with these C and labels"):
-        hybrid.Hybrid(autoencoder(), SSAD(kappa=1e4)).check(data)
+        hybrid.Hybrid(autoencoder(), SSAD(kappa=1e4)).check(methods.Run(KEY, data))
 
 
 def test_hybrids_of_many_runs_are_those_of_single_runs():
@@ -205,9 +205,8 @@ def test_hybrids_of_many_runs_are_those_of_single_runs():
     few = x_test[few], labels[few]
     options = hybrid.Hybrid(autoencoder(1), OneClassSVM(selection="test_auc"))
     keys = [jax.random.key(seed) for seed in range(2)]
-    together = options.fit_many(
-        keys, [data, data], seeds=[0, 1], selection_sets=[few, few], plan=MANY
-    )
+    runs = [methods.Run(key, data, None, i, few) for i, key in enumerate(keys)]
+    together = options.fit_many(runs, plan=MANY)
     for seed, (fitted, record) in enumerate(together):
         alone, other = options.fit(keys[seed], data, seed=seed, selection_set=few)
         found, expected = (model.score(m, x_test) for m in (fitted, alone))
