@@ -91,6 +91,7 @@ def test_results_are_those_of_the_scores(finished):
         "device",
     }
     assert keys <= results.keys()
+    assert results["network"] == "digits_LeNet"
 
 
 def test_a_finished_experiment_is_not_overwritten(finished):
@@ -180,7 +181,8 @@ def test_the_papers_text_is_reachable_by_options(tmp_path):
         options |= {f"{stage}.batch_size": 200, f"{stage}.weight_decay": 1e-6}
         options[f"{stage}.milestones"] = (50,)
     config = quick("breast_cancer", **options)
-    run.run(config, str(tmp_path / "run"))
+    network = run.run(config, str(tmp_path / "run"))["network"]
+    assert network.startswith("MLPEncoder(") and "slope = 0.1" in network
     found = model.load(tmp_path / "run/model")
     assert found.objective.encoder.module.slope == 0.1
     assert found.base.objective.decoder.module.slope == 0.1

@@ -78,6 +78,7 @@ def test_each_method_leaves_a_finished_run(method, tmp_path):
     assert read(folder / "results.json")["auroc"] == pytest.approx(auroc)
     # Without being asked to, none looks at labels of the test set.
     assert results["selection"]["by"] == BY[method]
+    assert results["network"] is None
     assert (folder / "score_histogram.png").exists()
     problem = build.experiment(config).problem
     again = model.load(folder / "model")
