@@ -26,7 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from deepsad_jax import kernels
+from deepsad_jax import kernels, parallel
 
 TOLERANCE = 1e-6
 MAX_ITERATIONS = 10_000_000
@@ -152,6 +152,11 @@ def solve(
     Returns:
         The solution; meaningless if `most_labeled_mass` says that there is none.
     """
+    numbers = (total, kappa, tolerance, max_iterations)
+    return _solve(gram, upper, semi_targets, *map(jnp.asarray, numbers))
+
+
+def _boxed(gram, upper, semi_targets) -> _Box:
     padding = (0, len(gram.x) - gram.size)
     kinds = (0, 1, -1) if semi_targets is not None else (0,)
     if semi_targets is None:
@@ -160,13 +165,8 @@ def solve(
     semi_targets = jnp.pad(jnp.asarray(semi_targets), padding)
     members = jnp.stack([semi_targets == kind for kind in kinds])
     anomalous = semi_targets < 0
-    box = _Box(
+    return _Box(
         jnp.where(anomalous, -upper, 0.0), jnp.where(anomalous, 0.0, upper), members
-    )
-    numbers = (total, kappa, tolerance, max_iterations)
-    solution = _solve(gram, box, *map(jnp.asarray, numbers))
-    return solution._replace(
-        weights=solution.weights[: gram.size], values=solution.values[: gram.size]
     )
 
 
@@ -187,8 +187,9 @@ def most_labeled_mass(
     return min(normal, total + anomalous) + anomalous
 
 
-@jax.jit
-def _solve(gram, box, total, kappa, tolerance, max_iterations):
+@parallel.compiled
+def _solve(gram, upper, semi_targets, total, kappa, tolerance, max_iterations):
+    box = _boxed(gram, upper, semi_targets)
     choose = _chooser(box)
 
     def step(state):
@@ -235,8 +236,8 @@ def _solve(gram, box, total, kappa, tolerance, max_iterations):
     start = _State(weights, values, slack, weights @ values, jnp.array(0), choice)
     end = lax.while_loop(unfinished, step, start)
     return Solution(
-        end.weights,
-        end.values,
+        end.weights[: gram.size],
+        end.values[: gram.size],
         _threshold(end.weights, end.values, box),
         end.energy / 2,
         jnp.maximum(violation(end), 0.0),

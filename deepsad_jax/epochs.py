@@ -470,7 +470,9 @@ def check_finite(history: History, epoch: int) -> None:
 
 
 @functools.lru_cache(maxsize=32)
-def _evaluator(objective, name, plan, shape):
+def _evaluator(objective, name, plan, shape, variables):
+    del variables  # their shapes
+
     def function(variables, x):
         return parallel.gather(
             getattr(objective, name)(variables, training.as_float(x))
@@ -504,7 +506,8 @@ def evaluate(
         `[n or len(rows), ...]`.
     """
     plan = plan or parallel.one()
-    function = _evaluator(objective, name, plan, x.shape[1:])
+    shapes = tuple(np.shape(leaf) for leaf in jax.tree.leaves(variables))
+    function = _evaluator(objective, name, plan, x.shape[1:], shapes)
     variables = jax.device_put(variables)
     size = len(x) if rows is None else len(rows)
     chunk = next((c for c in _CHUNKS if size <= c), _CHUNKS[-1]) * plan.devices

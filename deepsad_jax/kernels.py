@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from deepsad_jax import checks
+from deepsad_jax import checks, parallel
 
 KERNELS = ("rbf", "linear", "poly")
 # Beyond so many examples, kernel values are float32, and the base is not kept.
@@ -116,7 +116,8 @@ def as_rows(x: jax.typing.ArrayLike) -> jax.Array:
         ValueError: if `x` is not `[n, ...]` or has no examples, is not of real numbers,
             or (where its values are known) is not finite or too large to be squared.
     """
-    if is_concrete(x):
+    concrete = is_concrete(x)
+    if concrete:
         x = checks.rows(x)
         checks.check_finite(x)
         largest = float(np.max(np.abs(x.astype(np.float64))))
@@ -130,9 +131,10 @@ def as_rows(x: jax.typing.ArrayLike) -> jax.Array:
             f"x has shape {x.shape} and dtype {x.dtype}; it must be [n, ...], not "
             "empty, and real"
         )
-    x = jnp.asarray(x)
     scale = 255.0 if x.dtype == jnp.uint8 else 1.0
-    return x.reshape(x.shape[0], -1).astype(jnp.float64) / scale
+    rows = x.reshape(x.shape[0], -1).astype(np.float64) / scale
+    # Prepared by NumPy: JAX would compile each operation for each shape.
+    return jax.device_put(rows) if concrete else rows
 
 
 def base(name: str, x: jax.Array, y: jax.Array) -> jax.Array:
@@ -229,7 +231,7 @@ def gram(kernel: Kernel, x: jax.typing.ArrayLike, stored: bool | None = None) ->
     check_kernel(kernel)
     rows = as_rows(x)
     size = len(rows)
-    rows = jnp.pad(rows, ((0, -size % _block(size)), (0, 0)))
+    rows = padded(rows, -size % _block(size))
     stored = size <= MOST_STORED if stored is None else stored
     _announce(size, rows.shape[1], stored)
     own_base = _own_base(kernel.name, _dtype(size), rows) if stored else None
@@ -254,7 +256,13 @@ def _announce(size: int, width: int, stored: bool) -> None:
         )
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
+def padded(x: jax.Array, missing: int) -> jax.Array:
+    """An array with so many zeros behind it, on its first axis."""
+    padding = ((0, missing), *((0, 0),) * (jnp.ndim(x) - 1))
+    return jax.device_put(np.pad(x, padding)) if is_concrete(x) else jnp.pad(x, padding)
+
+
+@functools.partial(parallel.compiled, static=(0, 1))
 def _own_base(name: str, dtype: Any, x: jax.Array) -> jax.Array:
     """The base of examples with each other: one triangle computed, then mirrored."""
     block = _block(len(x))

@@ -14,6 +14,7 @@ results.
 
 import dataclasses
 import functools
+import itertools
 import os
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -26,6 +27,9 @@ from jax import lax
 PyTree = Any
 # Of the devices that share a batch; a name that nobody else gives to an axis.
 AXIS = "devices_that_share_a_batch"
+# After so many new programs, what JAX itself keeps of all old ones is cleared.
+_TURN = 256
+_made = itertools.count(1)
 
 
 def shares() -> int:
@@ -123,6 +127,8 @@ class Plan:
                 `own_share` by itself.
             options: XLA's, of a program on one device.
         """
+        if next(_made) % _TURN == 0:
+            jax.clear_caches()
         if self.many:
             if not self.together:
                 function = jax.custom_batching.sequential_vmap(function)
@@ -135,6 +141,19 @@ class Plan:
         if self.devices == 1:
             return jax.jit(function, donate_argnums=donate, compiler_options=options)
         return _data_parallel(function, self.devices, split)
+
+
+def compiled(function: Callable, static: tuple[int, ...] = (), most: int = 16):
+    """`jax.jit` of a function of a module, which keeps but so many programs."""
+    made = jax.jit(function, static_argnums=static)
+
+    @functools.wraps(function)
+    def call(*arguments):
+        if made._cache_size() >= most:
+            made.clear_cache()
+        return made(*arguments)
+
+    return call
 
 
 def _data_parallel(function, count, split):

@@ -15,9 +15,10 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
 
+import jax
 import numpy as np
 
-from deepsad_jax import methods, metrics
+from deepsad_jax import epochs, methods, metrics
 
 SHARE, FOLDS = 0.1, 5
 STAGE = "train"
@@ -66,7 +67,9 @@ class Shallow(methods.Method):
         """For each candidate what is fitted, and its scores of other rows."""
         for value in self.candidates:
             objective, variables = fitted = fit(value)
-            yield fitted, np.asarray(objective.score(variables, rows))
+            with jax.enable_x64(True):
+                scores = epochs.evaluate(objective, "score", variables, rows)
+            yield fitted, scores
 
     def likelihood(self, x: np.ndarray) -> np.ndarray:
         """For each candidate the likelihood of held-out rows; of densities."""

@@ -5,6 +5,7 @@ model can so be saved without pickles, and scored wherever JAX runs.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -13,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from deepsad_jax import kernels, selection
+from deepsad_jax import kernels, parallel, selection
 
 Fitted = selection.Fitted
 # The threshold of leaves: all numbers stay.
@@ -105,12 +106,13 @@ class IsolationForest(selection.Shallow):
     Attributes:
         n_trees: >= 1.
         n_samples: examples that each tree sees, >= 2; all where there are fewer.
+        selection: none; there is nothing to choose.
     """
 
     n_trees: int = 100
     n_samples: int = 256
+    selection: str = ""
     method: ClassVar[str] = "isoforest"
-    selection: ClassVar[str] = ""
 
     def check_options(self, semi_targets: np.ndarray) -> None:
         del semi_targets
@@ -148,7 +150,7 @@ def _score(depth, params, examples):
     return _path_score(depth, params, rows)
 
 
-@jax.jit(static_argnums=0)
+@functools.partial(parallel.compiled, static=(0,))
 def _path_score(depth, params, rows):
     trees = jnp.arange(len(params["features"]))
 

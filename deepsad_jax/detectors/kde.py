@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from deepsad_jax import kernels, selection
+from deepsad_jax import kernels, parallel, selection
 
 Fitted = selection.Fitted
 
@@ -255,7 +255,7 @@ def _log_sum(kernel, squared, bandwidth):
     return jnp.log(jnp.sum(terms, axis=-1)) + top[..., 0]
 
 
-@jax.jit
+@parallel.compiled
 def _log_density(density, rows, bandwidths):
     """Log densities under several bandwidths, `[k, m]`, from the same distances."""
 
@@ -279,7 +279,7 @@ def _rows_for(density, x):
     return rows
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@functools.partial(parallel.compiled, static=(0,))
 def _cross_validate(kernel, gram, fold_of, bandwidths):
     def of_block(indices, squared):
         # Neither the own fold nor padding counts.

@@ -18,11 +18,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from deepsad_jax import dual, kernels, labels, selection
+from deepsad_jax import dual, kernels, labels, parallel, selection
 
 Fitted = selection.Fitted
 
 # The grid of Deep SAD's paper.
+# Powers of larger numbers overflow.
+_MOST_DEGREE, _MOST_COEF0 = 20, 1e6
 GAMMAS = 2.0 ** np.linspace(-7, 2, 10)
 _SCORED_AT_ONCE = 256
 _RULE_OF_THUMB_ROWS = 1000
@@ -95,10 +97,11 @@ def fit_ssad(
     if known and all(map(kernels.is_concrete, bounds)):
         check_ssad(semi_targets, *bounds)
     labeled = not known or bool(np.any(np.asarray(semi_targets) != 0))
-    semi_targets = jnp.asarray(semi_targets)
-    upper = jnp.where(semi_targets < 0, C_anomaly, C_normal)
-    upper = jnp.where(semi_targets == 0, C_unlabeled, upper)
-    kappa = jnp.where(jnp.any(semi_targets != 0), kappa, 0.0)
+    xp = np if known and all(map(kernels.is_concrete, bounds)) else jnp
+    semi_targets = xp.asarray(semi_targets)
+    upper = xp.where(semi_targets < 0, C_anomaly, C_normal)
+    upper = xp.where(semi_targets == 0, C_unlabeled, upper)
+    kappa = xp.where(xp.any(semi_targets != 0), kappa, 0.0)
     problem = {"semi_targets": semi_targets if labeled else None, "kappa": kappa}
     solver = {"tolerance": tolerance, "max_iterations": max_iterations}
     return _solved(_gram_for(gram, kernel, x), upper, 1.0, **problem, **solver)
@@ -132,7 +135,7 @@ def fit_ocsvm(
         check_ocsvm(nu)
     gram = _gram_for(gram, kernel, x)
     solver = {"tolerance": tolerance, "max_iterations": max_iterations}
-    return _solved(gram, jnp.ones(gram.size), nu * gram.size, **solver)
+    return _solved(gram, np.ones(gram.size), nu * gram.size, **solver)
 
 
 def check_ssad(
@@ -253,6 +256,8 @@ class _Options(selection.Shallow):
     def check_options(self, semi_targets: np.ndarray) -> None:
         kernels.check_kernel(self._kernel(1.0))
         kernels.check_number("gamma", self.gamma, 0)
+        kernels.check_number("degree", self.degree, 1, _MOST_DEGREE, whole=True)
+        kernels.check_number("coef0", self.coef0, -_MOST_COEF0, _MOST_COEF0)
 
     def default(self, x: np.ndarray, seed: int) -> float:
         """The given gamma, or one over the median squared distance of a few rows."""
@@ -260,7 +265,7 @@ class _Options(selection.Shallow):
             return float(self.gamma)
         few = np.random.default_rng(seed).permutation(x)[:_RULE_OF_THUMB_ROWS]
         few = few.astype(np.float64)
-        squared = np.asarray(kernels.in_float64(kernels.base)("rbf", few, few))
+        squared = np.asarray(kernels.in_float64(_base)("rbf", few, few))
         squared = squared[np.triu_indices(len(few), 1)]
         positive = squared[squared > 0]
         return float(1 / np.median(positive)) if len(positive) else 1.0
@@ -354,7 +359,10 @@ def _score(kernel, x, weights, threshold, examples):
     return scores
 
 
-@jax.jit
+_base = parallel.compiled(kernels.base, (0,))
+
+
+@parallel.compiled
 def _expand(kernel, x, weights, threshold, rows):
     def expansion(row):
         return kernel(kernels.base(kernel.name, row[None], x)[0]) @ weights
@@ -380,7 +388,8 @@ def _solved(gram, upper, total, *, tolerance, max_iterations, **problem):
                 RuntimeWarning,
                 stacklevel=4,
             )
-    x, end = gram.x[: gram.size], (found.objective, found.violation, found.iterations)
+    x = np.asarray(gram.x) if kernels.is_concrete(gram.x) else gram.x
+    x, end = x[: gram.size], (found.objective, found.violation, found.iterations)
     return Machine(x, found.weights, found.threshold, gram.kernel, *end)
 
 
