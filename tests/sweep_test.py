@@ -4,16 +4,35 @@ import importlib
 import json
 import re
 
+import flax.linen as nn
 import numpy as np
+import optax
 import pytest
 from absl.testing import flagsaver
 
-from experiments import report, run, session, sweep
+from experiments import build, report, run, session, sweep
 
 
 @pytest.fixture(autouse=True)
 def _without_pictures(monkeypatch):
     monkeypatch.setattr(report, "pictures", lambda *_: {})
+
+
+class Tower(nn.Module):
+    """An encoder of one's own, for tables."""
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.relu(nn.Dense(8, use_bias=False)(x))
+        return nn.Dense(4, use_bias=False)(x)
+
+
+def warm(steps):
+    rise = optax.warmup_cosine_decay_schedule(0.0, 1e-2, steps, 3 * steps)
+    return optax.adamw(rise)
+
+
+OWN = {"encoder": f"{__name__}:Tower", "optimizer": f"{__name__}:warm"}
 
 
 def quick(name, **fields):
@@ -35,13 +54,15 @@ def read(path):
         ("breast_cancer", "m1_m2"),
         ("digits", "m2"),
         ("digits", "vae"),
+        ("breast_cancer", "own"),
     ],
 )
 def test_runs_of_a_sweep_are_those_of_the_single_command(name, method, tmp_path):
     # Of a table, runs of unlike size share a program; of images, each is by itself.
     ratios = [0.0, 0.05] if name == "breast_cancer" else [0.0]
     grid = {"data.ratio_pollution": ratios}
-    configs = sweep.expand(quick(name, method=method), grid, seeds=2)[-3:]
+    fields = OWN if method == "own" else {"method": method}
+    configs = sweep.expand(quick(name, **fields), grid, seeds=2)[-3:]
     results = sweep.sweep(configs, str(tmp_path / "sweep"))
     assert len({result["n_train"] for result in results}) == len(ratios)
     for single, result in zip(configs, results, strict=True):
@@ -86,6 +107,19 @@ def test_more_seeds_compile_nothing(name, tmp_path, caplog):
     assert not compiled(configs[2:])
     other = quick(name, eta=3.0, seed=4)
     assert compiled([other])  # what has to be compiled is noticed
+
+
+def test_runs_share_a_program_unless_their_epochs_make_other_optimizers():
+    grid, plans = {"data.ratio_pollution": [0.0, 0.2]}, []
+    for fields in (OWN, {}):
+        made = [
+            build.experiment(config)
+            for config in sweep.expand(quick("breast_cancer", **fields), grid, 1)
+        ]
+        few, many = (len(each.problem.indices) // 64 for each in made)
+        assert few < many
+        plans.append(made[0].options.plan_for([each.run for each in made]))
+    assert plans[0] is None and plans[1] is not None
 
 
 def test_pairs_of_one_class_are_left_out():
