@@ -1,10 +1,11 @@
 """What all tests share: compiled programs on disk, and finished runs.
 
 Programs are kept for the whole session, and for the processes it starts; in memory for
-one file of tests.
+one file of tests, and only as long as a worker is small.
 """
 
 import fcntl
+import gc
 import os
 import pathlib
 import shutil
@@ -24,10 +25,16 @@ jax.config.update("jax_compilation_cache_dir", os.environ[_NAME])
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _programs_of_one_file():
+_MOST = 1.2e9  # bytes
+
+
+@pytest.fixture(autouse=True)
+def _a_worker_stays_small():
     yield
-    jax.clear_caches()
+    statm = pathlib.Path("/proc/self/statm")
+    if not statm.exists() or int(statm.read_text().split()[1]) * 4096 > _MOST:
+        jax.clear_caches()
+        gc.collect()
 
 
 @pytest.fixture(scope="session")

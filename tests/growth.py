@@ -1,6 +1,6 @@
 """The memory of a process that trains and scores on tables of ever new shapes.
 
-    python tests/growth.py --shapes=100
+python tests/growth.py --shapes=100
 """
 
 import argparse
@@ -51,4 +51,7 @@ if __name__ == "__main__":
     for i in range(arguments.shapes):
         fit_and_score(i)
         if i % 5 == 4:
-            print(f"{i + 1:4d} {resident() / 2**20:8.0f} MiB  {time.time() - began:.0f} s", flush=True)
+            seconds = time.time() - began
+            print(
+                f"{i + 1:4d} {resident() / 2**20:8.0f} MiB  {seconds:.0f} s", flush=True
+            )
