@@ -197,7 +197,9 @@ class Deep(methods.Method):
         return parallel.many(
             len(runs),
             shared_inputs=is_shared and scaling is not None,
-            convolutional=any(
+            # Images train long enough to be worth checkpoints of their own.
+            convolutional=x.ndim > 2
+            or any(
                 epochs.is_convolutional(objective, x.shape[1:])
                 for objective in self.objectives(x.shape[1:])
             ),
