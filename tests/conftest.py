@@ -1,11 +1,14 @@
 """What all tests share: compiled programs on disk, and finished runs.
 
 Programs are kept for the whole session, and for the processes it starts; in memory for
-one file of tests, and only as long as a worker is small.
+one file of tests.
 """
 
+import contextlib
+import ctypes
 import fcntl
 import gc
+import itertools
 import os
 import pathlib
 import shutil
@@ -18,23 +21,48 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
 _NAME = "JAX_COMPILATION_CACHE_DIR"
-if "PYTEST_XDIST_WORKER" not in os.environ:  # workers share that of their session
+if _NAME not in os.environ:  # workers share that of their session
     _CACHE = tempfile.TemporaryDirectory()
     os.environ[_NAME] = _CACHE.name
 jax.config.update("jax_compilation_cache_dir", os.environ[_NAME])
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 
-_MOST = 1.2e9  # bytes
+_MOST = 0.9e9  # bytes
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def _a_worker_stays_small():
+    """Compiled programs go with the file of tests that needed them."""
     yield
     statm = pathlib.Path("/proc/self/statm")
     if not statm.exists() or int(statm.read_text().split()[1]) * 4096 > _MOST:
         jax.clear_caches()
         gc.collect()
+        with contextlib.suppress(OSError, AttributeError):  # other C libraries
+            ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+
+@pytest.fixture
+def compiled(caplog, monkeypatch):
+    """`compiled(function, ...)`: names of the programs that JAX compiles for a call.
+
+    What earlier tests have left to the background is waited for, and no turn of the
+    programs falls into the test.
+    """
+    from deepsad_jax import epochs, parallel
+
+    def names(function, *arguments, **options):
+        epochs._BACKGROUND.submit(int).result()
+        caplog.clear()
+        with jax.log_compiles(), caplog.at_level("WARNING"):
+            function(*arguments, **options)
+            epochs._BACKGROUND.submit(int).result()
+        found = (m for m in caplog.messages if m.startswith("Compiling "))
+        return [message.split()[1] for message in found]
+
+    monkeypatch.setattr(parallel, "_made", itertools.count(1))
+    return names
 
 
 @pytest.fixture(scope="session")

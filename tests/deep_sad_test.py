@@ -157,18 +157,13 @@ def test_runs_are_reproducible_bit_by_bit(blobs, fitted):
     assert np.any(other.variables["center"] != again.variables["center"])
 
 
-def test_a_run_compiles_nothing_that_an_earlier_one_compiled(blobs, fitted, caplog):
-    def compilations(**options):
-        caplog.clear()
-        with jax.log_compiles(), caplog.at_level("WARNING"):
-            fit(blobs[0], **options)
-        return [m for m in caplog.messages if m.startswith("Compiling")]
-
-    assert not compilations()
-    assert compilations(eta=7.0)  # what has to be compiled is noticed
+def test_a_run_compiles_nothing_that_an_earlier_one_compiled(blobs, compiled):
+    fit(blobs[0])
+    assert not compiled(fit, blobs[0])
+    assert compiled(fit, blobs[0], eta=7.0)  # what has to be compiled is noticed
 
 
-def test_what_is_equal_by_value_is_compiled_once(blobs, caplog):
+def test_what_is_equal_by_value_is_compiled_once(blobs, compiled):
     def own(embeddings, semi_targets, center, *, power):
         del semi_targets
         return losses.one_class_loss(embeddings, center) ** power
@@ -181,10 +176,8 @@ def test_what_is_equal_by_value_is_compiled_once(blobs, caplog):
             "pretrain": None,
         }
 
-    fit(blobs[0], **options())
-    with jax.log_compiles(), caplog.at_level("WARNING"):
-        fit(blobs[0], **options())
-    assert not [m for m in caplog.messages if m.startswith("Compiling")]
+    assert compiled(fit, blobs[0], **options())
+    assert not compiled(fit, blobs[0], **options())
 
 
 def test_a_collapsed_hypersphere_names_the_epoch():
@@ -390,17 +383,19 @@ def test_groups_are_recorded_as_training_sees_them(blobs):
     ids=lambda value: None if isinstance(value, dict) else "",
 )
 def test_arguments_are_refused_before_anything_is_compiled(
-    blobs, caplog, options, message
+    blobs, compiled, options, message
 ):
     reported = []
     options = {"pretrain": None, "data": blobs[0], **options}
     key = options.pop("key", jax.random.key(0))
     options = {"train": FAST, "observe": lambda *_: reported.append(1), **options}
-    with jax.log_compiles(), caplog.at_level("WARNING"):
+
+    def refused():
         with pytest.raises(ValueError, match=re.escape(message)) as caught:
             deep_sad.fit(key, **options)
-    assert not [m for m in caplog.messages if m.startswith("Compiling")]
-    assert not reported and "\n" not in str(caught.value)
+        assert not reported and "\n" not in str(caught.value)
+
+    assert not compiled(refused)
 
 
 def test_devices_are_counted_before_anything_is_compiled(blobs, monkeypatch):

@@ -282,26 +282,10 @@ def test_objectives_are_equal_by_value():
     assert same != boundaries[0]
 
 
-@pytest.fixture
-def compilations():
-    """Grows with each program that XLA compiles."""
-    found = []
+def test_equal_objectives_share_their_compiled_programs(batch, compiled):
+    data, scores = training.training_set(batch.x, batch.semi_targets), []
 
-    def listen(event, seconds, **_):
-        if event.endswith("backend_compile_duration"):
-            found.append(seconds)
-
-    jax.monitoring.register_event_duration_secs_listener(listen)
-    yield found
-    jax.monitoring.unregister_event_duration_listener(listen)
-
-
-def test_equal_objectives_share_their_compiled_programs(batch, compilations):
-    data = training.training_set(batch.x, batch.semi_targets)
-
-    def used(weight):
-        """Initializes, trains and scores; tells how much was compiled for it."""
-        before = len(compilations)
+    def use(weight):  # of modules, losses and optimizers made anew
         objective = deep_sad(weight)
         stage = training.Stage(training.Adam(1e-3), 3, batch_size=4)
         uses = ("init", "train")
@@ -309,15 +293,13 @@ def test_equal_objectives_share_their_compiled_programs(batch, compilations):
         variables = trainer.init(objective, "init")
         variables = {**variables, "center": CENTER}
         variables = trainer.run("train", objective, stage, variables)
-        scores = epochs.evaluate(objective, "score", variables, batch.x)
-        return len(compilations) - before, scores
+        scores.append(epochs.evaluate(objective, "score", variables, batch.x))
 
-    first, scores = used(2.0)
-    assert first > 0
-    again, same = used(2.0)  # of modules, losses and optimizers made anew
-    assert again == 0
-    np.testing.assert_array_equal(scores, same)
-    assert used(2)[0] > 0 and used(2)[0] == 0
+    assert compiled(use, 2.0)
+    assert not compiled(use, 2.0)
+    np.testing.assert_array_equal(*scores)
+    assert compiled(use, 2)
+    assert not compiled(use, 2)
 
 
 def test_every_named_loss_is_one_of_embeddings_and_a_center(batch):
