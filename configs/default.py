@@ -107,6 +107,15 @@ def get_config(method: str = "deep_sad") -> ml_collections.ConfigDict:
     data.name = "digits"
     # Folder looked in first, for NAME.npz, NAME.mat or NAME.csv; downloads go there.
     data.dir = ""
+    # Who is known: paper, by the fields below, or adbench, the protocol of ADBench
+    # (deepsad_jax/data/adbench.py), which takes ratio_known_outlier of the anomalies.
+    data.protocol = "paper"
+    # Of adbench: whether small tables are filled up before they are split, so that
+    # training and test part share rows, as there.
+    data.duplicates = True
+    # How tables are scaled: min_max, as in the published code, or standard (mean 0,
+    # deviation 1), as in the paper's text.
+    data.scaling = "min_max"
     # The class that is normal; all others are anomalous.
     data.normal_class = 0
     # The class of the labeled anomalies, and from how many classes they come: with 2

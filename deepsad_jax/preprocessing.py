@@ -355,6 +355,21 @@ def auto(x: Any, name: str = "x") -> Preprocessing:
     return MinMax.fit(x, name)
 
 
+def standard(x: Any, name: str = "x") -> Preprocessing:
+    """Columns of tables to mean 0 and deviation 1; other examples as `auto` does.
+
+    Raises:
+        ValueError: as `auto`.
+    """
+    if np.ndim(x) != 2:
+        return auto(x, name)
+    MinMax.fit(x, name)  # checks
+    x = np.asarray(x, np.float64)
+    mean, deviation = x.mean(axis=0), x.std(axis=0)
+    # An affine map is one, whatever its two points are called.
+    return MinMax(tuple(mean.tolist()), tuple((mean + deviation).tolist()))
+
+
 def of_range(rank: int, low: np.ndarray, high: np.ndarray) -> Preprocessing:
     """As `auto`, from the minima and maxima of the last axis of rows of a rank."""
     if rank > 2 and low.dtype.kind not in "iu" and low.min() >= 0 and high.max() <= 1:

@@ -22,11 +22,12 @@ from deepsad_jax import (
     methods,
     model,
     parallel,
+    preprocessing,
     selection,
     torch_weights,
     training,
 )
-from deepsad_jax.data import protocol, sources
+from deepsad_jax.data import adbench, protocol, sources
 from deepsad_jax.detectors import hybrid
 from experiments import named
 
@@ -95,7 +96,7 @@ def experiment(config: ConfigDict) -> Experiment:
     stamps = [(s.st_mtime_ns, s.st_size) for p in paths if (s := _stat(p))]
     source = _source(name, folder, tuple(stamps))
     drawn = protocol_of(config)
-    problem = protocol.make(source, drawn, config.seed)
+    problem = _problem(config, source, drawn)
     with _named(config):
         plan = parallel.split_batch(config.devices or jax.device_count())
         options = options_of(config, problem)
@@ -112,6 +113,24 @@ def experiment(config: ConfigDict) -> Experiment:
     if config.load_model:
         _check_overlap(config, problem)
     return made
+
+
+def _problem(config, source, drawn) -> protocol.Problem:
+    if config.data.protocol == "adbench":
+        problem = adbench.make(
+            source,
+            config.data.ratio_known_outlier,
+            config.seed,
+            duplicates=config.data.duplicates,
+        )
+    else:
+        problem = protocol.make(source, drawn, config.seed)
+    if config.data.scaling == "min_max":
+        return problem
+    rows = problem.x_train
+    if config.data.protocol == "adbench":
+        rows = rows[problem.indices]
+    return problem._replace(preprocessing=preprocessing.standard(rows))
 
 
 @functools.lru_cache(maxsize=2)
@@ -311,6 +330,12 @@ def check(config: ConfigDict) -> None:
             raise ValueError(
                 f"config.checkpoint.{name} is {value}; it must be at least {least}"
             )
+    for name, allowed in _CHOICES.items():
+        if config.data[name] not in allowed:
+            raise ValueError(
+                f"config.data.{name} is {config.data[name]!r}; it must be "
+                f"{' or '.join(allowed)}"
+            )
     protocol_of(config)
     with _named(config):
         for stage in ("pretrain", "train"):
@@ -319,6 +344,7 @@ def check(config: ConfigDict) -> None:
         named.loss(config)
 
 
+_CHOICES = {"protocol": ("paper", "adbench"), "scaling": ("min_max", "standard")}
 # What a field may be, by the type of its default.
 _KINDS = {
     bool: (bool, "True or False"),

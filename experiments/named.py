@@ -81,10 +81,13 @@ def network(config: ConfigDict, name: str, shape: tuple[int, ...]) -> Any:
     if ":" in known:
         return None
     pair = networks.pair(known) if known else networks.for_shape(shape)
-    part = getattr(pair.clone(slope=float(config.slope)), name)
-    is_other = part != getattr(pair, name) and pair.input_shape == shape
+    other = pair.clone(slope=float(config.slope))
+    if options := config.encoder_options.to_dict():
+        encoder = _called("encoder", functools.partial(other.encoder.clone, **options))
+        other = other._replace(encoder=encoder)
+    is_other = other != pair and pair.input_shape == shape
     if is_other or (path and name == "decoder"):
-        return part
+        return getattr(other, name)
     return known or None if name == "encoder" else None
 
 

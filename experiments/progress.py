@@ -1,12 +1,11 @@
 """Progress bars on the terminal and metrics of each epoch in a file."""
 
+import itertools
 import json
-import math
 import os
 import sys
 from typing import Any
 
-import numpy as np
 import tqdm
 
 from experiments import workdir
@@ -14,7 +13,10 @@ from experiments import workdir
 _newest: tqdm.tqdm | None = None
 
 
-def bar(total: int, label: str, unit: str) -> tqdm.tqdm:
+_OF_RUNS = "{l_bar}{bar}| {elapsed}<{remaining}{postfix}"
+
+
+def bar(total: float, label: str, unit: str, **options: Any) -> tqdm.tqdm:
     """A progress bar with an estimate of the time left."""
     global _newest
     _newest = tqdm.tqdm(
@@ -24,6 +26,7 @@ def bar(total: int, label: str, unit: str) -> tqdm.tqdm:
         dynamic_ncols=True,
         # In a log file, a line now and then is enough.
         mininterval=0.2 if sys.stderr.isatty() else 10.0,
+        **options,
     )
     return _newest
 
@@ -88,30 +91,42 @@ class OneRun:
 
 
 class ManyRuns:
-    """One bar over all epochs and steps of all runs of a sweep.
+    """One bar over all runs of a grid.
 
     Args:
-        steps: how many there are.
+        total: the sum of what the runs weigh, such as their steps or seconds.
+        runs: how many there are.
     """
 
-    def __init__(self, steps: int):
-        self._bar = bar(steps, "sweep", "step")
-        self._last: tuple[str, int] = ("", 0)
+    def __init__(self, total: float, runs: int):
+        self._bar = bar(total, "runs", "", bar_format=_OF_RUNS)
+        self._done, self._runs, self._weight, self._place = 0, runs, 0.0, 0.0
+        self.starts(0, {}, 0.0)
 
     def __call__(self, stage: str, done: int, history: dict) -> None:
         """Takes what a fit, of one or many runs, tells its observer."""
-        # Many runs in one program have leading axes, which may be filled up.
-        series = next(iter(history.values()), np.zeros(1))
-        runs = math.prod(np.shape(series)[:-1])
-        last_stage, last_done = self._last
-        fresh = done - (last_done if stage == last_stage and done > last_done else 0)
-        self._last = (stage, done)
-        self._bar.update(fresh * min(runs, self._runs))
+        del history
+        place = (self._before[stage] + done) / self._steps
+        self._bar.update(self._weight * (place - self._place))
+        self._place = place
 
-    def starts(self, runs: int) -> None:
-        """Says how many runs the next calls speak of, all at once or in turn."""
-        self._runs = runs
-        self._last = ("", 0)
+    def starts(self, runs: int, stages: dict[str, int], weight: float) -> None:
+        """Says of how many runs, with which stages, the next calls speak.
+
+        Those of the call before are finished.
+        """
+        self._bar.update(self._weight * (1 - self._place))
+        self._place = 0.0
+        before = [0, *itertools.accumulate(stages.values())]
+        self._before, self._steps = dict(zip(stages, before, strict=False)), before[-1]
+        self._weight = weight
+        self._bar.set_postfix_str(f"{self._done} of {self._runs} runs")
+        self._done += runs
+
+    def skip(self, runs: int, weight: float) -> None:
+        """Runs that others have finished."""
+        self._done += runs
+        self._bar.update(weight)
 
     def close(self) -> None:
         self._bar.close()

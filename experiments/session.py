@@ -53,7 +53,13 @@ COORDINATOR = flags.DEFINE_string(
     "",
     "Address HOST:PORT of the first of several processes that share each batch.",
 )
-PROCESSES = flags.DEFINE_integer("processes", 1, "How many processes there are.", 1)
+PROCESSES = flags.DEFINE_integer(
+    "processes",
+    1,
+    "How many processes there are: with --coordinator they share each batch of a run, "
+    "without it the runs of a grid.",
+    1,
+)
 PROCESS = flags.DEFINE_integer("process", 0, "Which of them this is, from 0.", 0)
 
 # One name for what a command needs.
@@ -63,7 +69,7 @@ metric_lines = progress.metric_lines
 _SILENCE = 30
 
 
-def start(program: Callable, *, every_core: bool = False) -> None:
+def start(program: Callable, *, every_core: bool = False, grid: bool = False) -> None:
     """Parses the flags, calls `program(config)` and exits.
 
     Wrong flags, ValueError, OSError, a lack of memory and training that cannot go on
@@ -74,6 +80,7 @@ def start(program: Callable, *, every_core: bool = False) -> None:
     Args:
         program: the command.
         every_core: whether each core of a CPU is a device.
+        grid: whether processes without a coordinator share the runs of a grid.
     """
     stopping.STOP.listen()
     # JAX tells of every accelerator that is not there.
@@ -85,7 +92,7 @@ def start(program: Callable, *, every_core: bool = False) -> None:
         print(flags.FLAGS.get_help() if is_full else flags.FLAGS.main_module_help())
         sys.exit(0)
     try:
-        config = _parse(sys.argv)
+        config = _parse(sys.argv, grid)
     except Exception as error:
         _fail(error, _of_flags(error))
     try:
@@ -97,7 +104,7 @@ def start(program: Callable, *, every_core: bool = False) -> None:
         _fail(error, sentence)
 
 
-def _parse(argv: list[str]) -> ml_collections.ConfigDict:
+def _parse(argv: list[str], grid: bool) -> ml_collections.ConfigDict:
     if not any(arg.lstrip("-").split("=")[0] == "config" for arg in argv[1:]):
         argv = [argv[0], f"--config={DEFAULT_CONFIG}", *argv[1:]]
     for arg, following in itertools.pairwise([*argv, ""]):
@@ -122,7 +129,16 @@ def _parse(argv: list[str]) -> ml_collections.ConfigDict:
             f"is {PROCESSES.value - 1}"
         )
     address = COORDINATOR.value
-    if (address or PROCESSES.value > 1) and not re.fullmatch(r".+:\d+", address):
+    if grid and address:
+        raise ValueError(
+            "--coordinator is for processes that share each batch; those that share "
+            "the runs of a grid need --workdir and --processes alone"
+        )
+    if grid and PROCESSES.value > 1 and not WORKDIR.value:
+        raise ValueError("--processes needs --workdir, the folder that they share")
+    if (address or (PROCESSES.value > 1 and not grid)) and not re.fullmatch(
+        r".+:\d+", address
+    ):
         raise ValueError(
             f"--coordinator is {address!r}; several processes need the address "
             "HOST:PORT of the first"

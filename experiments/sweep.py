@@ -1,29 +1,32 @@
-"""Runs an experiment for many seeds, classes, ratios and tables: the paper's grids.
+"""Runs an experiment for many methods, seeds, classes, ratios and tables.
 
     python -m experiments.sweep --config=configs/odds.py:cardio --seeds=10
     python -m experiments.sweep --config=configs/odds.py --seeds=10 \\
         --tables=arrhythmia,cardio,satellite,satimage-2,shuttle,thyroid
-    python -m experiments.sweep --config=configs/mnist.py --normal_classes=0,1,2 \\
-        --known_outlier_classes=all --ratios_known_outlier=0,0.01,0.05
+    python -m experiments.sweep --config=configs/mnist.py --normal_classes=all \\
+        --known_outlier_classes=all --methods=deep_sad,ssad_hybrid
 
 Each run leaves in its folder what experiments.run would leave, pictures on request;
 runs that are finished already are not done again. A table of means and standard
-deviations over the seeds is printed and written to summary.json.
+deviations over the seeds, and over the classes where there are several, is printed and
+written to summary.json; a picture compares. Started several times in one folder with
+--processes=N, N processes share the runs.
 """
 
-import contextlib
-import itertools
 import pathlib
 
 import ml_collections
 import numpy as np
-from absl import flags
+from absl import flags, logging
 
 from deepsad_jax.data import sources
-from experiments import build, report, session, workdir
+from experiments import build, figures, grid, session, workdir
 
 flags.adopt_module_key_flags(session)
 SEEDS = flags.DEFINE_integer("seeds", 5, "Seeds 0, 1, ... this many.", 1)
+METHODS = flags.DEFINE_list(
+    "methods", [], "Methods, instead of the config's; NAME_hybrid works on codes."
+)
 TABLES = flags.DEFINE_list("tables", [], "ODDS tables, instead of the config's.")
 NORMAL_CLASSES = flags.DEFINE_list("normal_classes", [], "Normal classes, or all.")
 KNOWN_OUTLIER_CLASSES = flags.DEFINE_list(
@@ -39,160 +42,77 @@ AT_ONCE = flags.DEFINE_integer(
 )
 
 Config = ml_collections.ConfigDict
+_METRICS = ("auroc", "average_precision", "ae_auroc")
+# One name for what a sweep consists of.
+expand, setting = grid.expand, grid.setting
 
 
-def expand(config: Config, grid: dict[str, list], seeds: int) -> list[Config]:
-    """All combinations of a grid of config fields and seeds, as configs of one run.
-
-    Args:
-        config: what they share.
-        grid: field names, such as "data.normal_class", to their values.
-        seeds: number of seeds, from 0.
-
-    Returns:
-        Configs; those whose known anomalies would be of the normal class are left out.
-    """
-    configs = []
-    for values in itertools.product(*grid.values(), range(seeds)):
-        single = config.copy_and_resolve_references()
-        changes = dict(zip((*grid, "seed"), values, strict=True))
-        single.update_from_flattened_dict(changes)
-        if "data.name" in changes:
-            single.network = single.network and f"{single.data.name}_mlp"
-        pair = (single.data.normal_class, single.data.known_outlier_class)
-        if pair[0] != pair[1] or single.data.n_known_outlier_classes != 1:
-            configs.append(single)
-    return configs
-
-
-def setting(config: Config) -> str:
-    """A name for all that a run does not share with the runs of other settings."""
-    data = config.data
-    parts = [pathlib.Path(data.name).stem, f"normal{data.normal_class}"]
-    if data.n_known_outlier_classes == 1:
-        parts.append(f"known{data.known_outlier_class}")
-    else:
-        parts.append(f"known{data.n_known_outlier_classes}classes")
-    ratios = (data.ratio_known_normal, data.ratio_known_outlier, data.ratio_pollution)
-    return "-".join([*parts, "ratios" + "_".join(f"{ratio:g}" for ratio in ratios)])
-
-
-def sweep(
-    configs: list[Config],
-    folder: str,
-    *,
-    at_once: int = 100,
-    draw: bool = False,
-    resume: bool = True,
-) -> list[dict]:
+def sweep(configs: list[Config], folder: str, **options) -> list[dict]:
     """Runs all configs that are not finished in the folder.
 
     Args:
         configs: the experiments, from `expand`.
         folder: the working directory of the sweep.
-        at_once: most runs in one program.
-        draw: whether each run leaves pictures.
-        resume: whether to go on with unfinished runs, or to refuse them.
+        **options: those of `grid.run`.
 
     Returns:
         The results of all of them, in their order.
     """
-    for config in configs:
-        build.check(config)
     target = pathlib.Path(folder)
-    folders = [target / setting(c) / f"seed{c.seed}" for c in configs]
-    waiting = [
-        (config, path)
-        for config, path in zip(configs, folders, strict=True)
-        if not _is_finished(config, path, resume)
-    ]
-    groups = [
-        list(group) for _, group in itertools.groupby(waiting, lambda w: w[0].data.name)
-    ]
-    steps = sum(
-        len(group) * sum(build.experiment(group[0][0]).options.stages().values())
-        for group in groups
-    )
-    bars = session.ManyRuns(steps)
-    with contextlib.closing(bars):
-        for group in groups:
-            for start in range(0, len(group), at_once):
-                _run_group(group[start : start + at_once], target, bars, draw)
-    return [workdir.read_json(path / workdir.RESULTS) for path in folders]
-
-
-def _is_finished(config: Config, path: pathlib.Path, resume: bool) -> bool:
-    if (path / workdir.RESULTS).exists():
-        workdir.check_same(path, config.to_dict())
-        return True
-    workdir.check_unfinished(path, config.to_dict(), resume)
-    return False
-
-
-def _run_group(group, target, bars: session.ManyRuns, draw: bool) -> None:
-    """Runs what shares data and hyper-parameters, and writes each run's folder.
-
-    The runs share one compiled program wherever that is the fastest; elsewhere each is
-    written as soon as it is finished.
-    """
-    configs, paths = [config for config, _ in group], [path for _, path in group]
-    made = [build.experiment(config) for config in configs]
-    method, runs = made[0].options, [each.run for each in made]
-    plan = method.plan_for(runs) if made[0].plan.devices == 1 else None
-    for config, path in zip(configs, paths, strict=True):
-        workdir.prepare(str(path), "", config.to_dict())
-    bars.starts(len(group))
-    with session.keepers(configs, paths, target) as keepers:
-        if plan is not None:
-            fitted = method.fit_many(runs, plan=plan, observe=bars)
-            for path, each, one in zip(paths, made, fitted, strict=True):
-                report.finish(path, each, one, draw=draw)
-            return
-        for i, (path, each) in enumerate(zip(paths, made, strict=True)):
-            keeper = keepers[i] if keepers else None
-            (one,) = each.options.fit_many(
-                [runs[i]], plan=each.plan, observe=bars, keeper=keeper
-            )
-            report.finish(path, each, one, draw=draw)
-            if keeper is not None:
-                keeper.discard()
+    several = len({grid.method_of(config) for config in configs}) > 1
+    jobs = []
+    for config in configs:
+        place = target / grid.method_of(config) if several else target
+        jobs.append(grid.Job(config, place / setting(config) / f"seed{config.seed}"))
+    return grid.run(jobs, target, **options)
 
 
 def summarize(configs: list[Config], results: list[dict]) -> list[dict]:
-    """Mean and standard deviation (over the runs, not their mean's) per setting."""
-    rows = {}
+    """Mean and standard deviation (over the runs, not their mean's) per setting.
+
+    Where there are several classes, a row over all of them follows.
+    """
+    rows, overall = {}, {}
     for config, result in zip(configs, results, strict=True):
-        rows.setdefault(setting(config), []).append(result)
-    return [
-        {
-            "setting": name,
-            "runs": len(group),
-            **{
-                f"{key}_{label}": float(function([r[key] for r in group]))
-                for key in ("auroc", "average_precision", "ae_auroc")
-                if all(r.get(key) is not None for r in group)
-                for label, function in (("mean", np.mean), ("std", np.std))
-            },
-        }
-        for name, group in rows.items()
-    ]
+        method, name = grid.method_of(config), setting(config)
+        rows.setdefault((method, name), []).append(result)
+        name = f"{pathlib.Path(config.data.name).stem}-all-{grid.ratios(config)}"
+        overall.setdefault((method, name), {}).setdefault(setting(config), []).append(
+            result
+        )
+    for key, parts in overall.items():
+        if len(parts) > 1:
+            rows[key] = [result for part in parts.values() for result in part]
+    return [_row(*key, group) for key, group in rows.items()]
+
+
+def _row(method: str, name: str, group: list[dict]) -> dict:
+    means = {
+        f"{key}_{label}": float(function([r[key] for r in group]))
+        for key in _METRICS
+        if all(r.get(key) is not None for r in group)
+        for label, function in (("mean", np.mean), ("std", np.std))
+    }
+    return {"method": method, "setting": name, "runs": len(group), **means}
 
 
 def table(rows: list[dict]) -> str:
     """The summary as lines for the terminal, in per cent."""
-    width = max(len(row["setting"]) for row in rows)
+    names = [f"{row['method']} {row['setting']}" for row in rows]
+    width = max(map(len, names))
     lines = [
-        f"{'setting':{width}}  runs  AUROC            average precision  autoencoder"
+        f"{'method, setting':{width}}  runs  AUROC            average precision  "
+        "autoencoder"
     ]
-    for row in rows:
+    for name, row in zip(names, rows, strict=True):
         cells = []
-        for key in ("auroc", "average_precision", "ae_auroc"):
+        for key in _METRICS:
             mean, std = (row.get(f"{key}_{label}") for label in ("mean", "std"))
             cells.append(
                 "-" if mean is None else f"{100 * mean:6.2f} +- {100 * std:5.2f}"
             )
         lines.append(
-            f"{row['setting']:{width}}  {row['runs']:4d}  "
+            f"{name:{width}}  {row['runs']:4d}  "
             f"{cells[0]:15s}  {cells[1]:17s}  {cells[2]}"
         )
     return "\n".join(lines)
@@ -208,38 +128,67 @@ def _numbers(flag: flags.FlagHolder, kind: type) -> list:
         ) from error
 
 
-def main(config: Config) -> None:
-    grid = {}
+def _grid() -> dict[str, list]:
+    """What the flags ask for."""
+    found = {}
+    if METHODS.value:
+        found["method"] = METHODS.value
     if TABLES.value:
-        grid["data.name"] = TABLES.value
+        found["data.name"] = TABLES.value
     for field, flag in (
         ("data.normal_class", NORMAL_CLASSES),
         ("data.known_outlier_class", KNOWN_OUTLIER_CLASSES),
     ):
         if flag.value:
             is_all = flag.value == ["all"]
-            grid[field] = list(range(10)) if is_all else _numbers(flag, int)
+            found[field] = list(range(10)) if is_all else _numbers(flag, int)
     for name, flag in _RATIOS.items():
         if flag.value:
-            grid[f"data.ratio_{name}"] = _numbers(flag, float)
-    if config.load_model:
-        raise ValueError("a sweep trains its models: config.load_model must be empty")
+            found[f"data.ratio_{name}"] = _numbers(flag, float)
     for name in TABLES.value:
         if name not in sources.ODDS:
             raise ValueError(
                 f"--tables has {name!r}; the tables are {', '.join(sources.ODDS)}"
             )
-    configs = expand(config, grid, SEEDS.value)
+    return found
+
+
+def left_out(config: Config, values: dict[str, list], configs: list[Config]) -> str:
+    """A sentence on normal classes of which a grid has no run; empty if it has all."""
+    asked = values.get("data.normal_class", [config.data.normal_class])
+    missing = sorted({*asked} - {single.data.normal_class for single in configs})
+    if not missing:
+        return ""
+    return (
+        f"normal class {', '.join(map(str, missing))} is left out: the known anomalies "
+        "are of that class, too; name others by --known_outlier_classes, or take all"
+    )
+
+
+def main(config: Config) -> None:
+    values = _grid()
+    if config.load_model:
+        raise ValueError("a sweep trains its models: config.load_model must be empty")
+    configs = expand(config, values, SEEDS.value)
     if not configs:
         raise ValueError(
             "in every combination the known anomalies are of the normal class"
         )
-    build.experiment(configs[0])  # what is wrong is found before a folder is made
-    content = {**config.to_dict(), "grid": grid, "seeds": SEEDS.value}
+    if missing := left_out(config, values, configs):
+        logging.warning("%s", missing)
+    # What is wrong is found before a folder is made.
+    for first in {grid.method_of(single): single for single in configs}.values():
+        build.experiment(first)
+    content = {**config.to_dict(), "grid": values, "seeds": SEEDS.value}
     may_differ = (*workdir.MAY_DIFFER, "seeds")
-    label = f"sweep-{config.method}"
+    label = f"sweep-{'_'.join(METHODS.value) or config.method}"
+    workers = session.PROCESSES.value
     with workdir.locked(
-        session.WORKDIR.value, label, content, may_differ=may_differ
+        session.WORKDIR.value,
+        label,
+        content,
+        may_differ=may_differ,
+        shared=workers > 1,
     ) as target:
         results = sweep(
             configs,
@@ -247,12 +196,15 @@ def main(config: Config) -> None:
             at_once=AT_ONCE.value,
             draw=PICTURES.value,
             resume=session.RESUME.value == "auto",
+            workers=workers,
         )
         rows = summarize(configs, results)
         workdir.write_json(target / "summary.json", rows)
+        if len(rows) > 1:
+            figures.save(target / "comparison.png", figures.means(rows))
     print(table(rows))
     print(f"written to {target}")
 
 
 if __name__ == "__main__":
-    session.start(main, every_core=True)  # so that runs can share them
+    session.start(main, every_core=True, grid=True)  # so that runs can share them

@@ -33,6 +33,10 @@ MAY_DIFFER = ("devices", "checkpoint")
 _LOCK, _PARTIAL = ".deepsad-lock", ".deepsad-partial"
 
 
+class Taken(ValueError):
+    """Another command works in the folder."""
+
+
 @contextlib.contextmanager
 def locked(
     path: str,
@@ -41,10 +45,15 @@ def locked(
     *,
     resume: bool = True,
     may_differ: Sequence[str] = MAY_DIFFER,
+    shared: bool = False,
 ) -> Iterator[pathlib.Path]:
     """`prepare`, and no other command may take the folder meanwhile.
 
     The kernel gives the lock up when the process ends, however it does.
+
+    Args:
+        path, label, config, resume, may_differ: as for `prepare`.
+        shared: whether others may take it that say so, too.
 
     Raises:
         ValueError: also if another command works there; the message says which.
@@ -52,9 +61,34 @@ def locked(
     folder = _opened(path, label, config, resume, may_differ)
     for above in folder.absolute().parents[:2]:  # where a sweep may be at work
         _check_free(above)
-    with _lock(folder):
+    with _lock(folder, shared):
         check(folder, config, resume, may_differ)  # it may have been finished since
         yield _begun(folder, config)
+
+
+@contextlib.contextmanager
+def claimed(folder: pathlib.Path, config: dict) -> Iterator[bool]:
+    """Whether the folder of a run, within one that is locked, is this process's.
+
+    It is not if another process that shares the grid is at work there.
+
+    Raises:
+        ValueError: if it holds a run of another config, or other files.
+    """
+    if (folder / RESULTS).exists():
+        check_same(folder, config)
+        yield False
+        return
+    _opened(str(folder), "", config, True, MAY_DIFFER)
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(_lock(folder))
+        except Taken:
+            yield False
+            return
+        if is_ours := not (folder / RESULTS).exists():
+            _begun(folder, config)
+        yield is_ours
 
 
 def prepare(
@@ -198,12 +232,12 @@ def _make(folder: pathlib.Path, exist_ok: bool = True) -> pathlib.Path:
 
 
 @contextlib.contextmanager
-def _lock(folder: pathlib.Path) -> Iterator[None]:
+def _lock(folder: pathlib.Path, shared: bool = False) -> Iterator[None]:
     path = folder / _LOCK
     while True:
         file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
-            _flock(file, "LOCK_EX", folder)
+            _flock(file, "LOCK_SH" if shared else "LOCK_EX", folder)
         except ValueError:
             os.close(file)
             raise
@@ -219,7 +253,8 @@ def _lock(folder: pathlib.Path) -> Iterator[None]:
             os.pwrite(file, who.encode(), 0)
         yield
     finally:
-        path.unlink(missing_ok=True)
+        if not shared:  # others may have it still
+            path.unlink(missing_ok=True)
         os.close(file)
 
 
@@ -240,7 +275,7 @@ def _flock(file: int, kind: str, folder: pathlib.Path) -> None:
         fcntl.flock(file, getattr(fcntl, kind) | fcntl.LOCK_NB)
     except BlockingIOError as error:
         who = os.pread(file, 200, 0).decode(errors="replace") or "another process"
-        raise ValueError(
+        raise Taken(
             f"--workdir {folder} is in use by {who}; wait until it has ended, or "
             "choose another folder"
         ) from error
