@@ -1,7 +1,7 @@
 """Deep SAD and its rivals by the protocol of ADBench (Han et al., NeurIPS 2022).
 
-    python -m experiments.adbench --data_dir=FOLDER
-    python -m experiments.adbench --data_dir=FOLDER --tables=cardio,glass \\
+    python -m experiments.adbench --config.data.dir=FOLDER
+    python -m experiments.adbench --config.data.dir=FOLDER --tables=cardio,glass \\
         --ratios=0.05 --methods=deep_sad,boosting --no_duplicates
 
 The folder holds ADBench's tables, NUMBER_NAME.npz with X and y. Of the anomalies of the
@@ -37,27 +37,19 @@ from experiments import (
     workdir,
 )
 
-flags.adopt_module_key_flags(session)
-DATA_DIR = flags.DEFINE_string("data_dir", "", "Folder of ADBench's .npz files.")
-TABLES = flags.DEFINE_list("tables", [], "Names of tables; all of the folder else.")
+flags.adopt_module_key_flags(grid)
 RATIOS = flags.DEFINE_list(
     "ratios", ["0.01", "0.05", "0.1"], "Shares of the anomalies that are labelled."
 )
-METHODS = flags.DEFINE_list(
-    "methods",
-    ["deep_sad", "isoforest", "ocsvm", "kde", "boosting"],
-    "Methods, boosting (the supervised opponent) among them.",
-)
-SEEDS = flags.DEFINE_integer("seeds", 3, "Seeds 1, 2, ... this many.", 1)
 NO_DUPLICATES = flags.DEFINE_bool(
     "no_duplicates",
     False,
     "Fills up the training part of small tables alone, so that it shares no rows with "
     "the test part, unlike ADBench.",
 )
-AT_ONCE = flags.DEFINE_integer("at_once", 100, "Most runs in one program.", 1)
 
 Config = ml_collections.ConfigDict
+USUAL = ("deep_sad", "isoforest", "ocsvm", "kde", "boosting")
 METRICS = {"auroc": "AUCROC", "average_precision": "AUCPR"}
 _THEIRS = {"deep_sad": "DeepSAD"}
 
@@ -69,12 +61,14 @@ def tables(folder: str, names: list[str]) -> dict[str, pathlib.Path]:
         ValueError: if the folder has none of a name.
     """
     if not folder or not pathlib.Path(folder).is_dir():
-        raise ValueError(f"--data_dir is {folder!r}; it must be a folder of .npz files")
+        raise ValueError(
+            f"config.data.dir is {folder!r}; it must be a folder of .npz files"
+        )
     found = {}
     for path in sorted(pathlib.Path(folder).glob("*.npz")):
         found[re.sub(r"^\d+_", "", path.stem)] = path
     if not found:
-        raise ValueError(f"--data_dir {folder} has no .npz file")
+        raise ValueError(f"config.data.dir {folder} has no .npz file")
     for name in names:
         if name not in found:
             raise ValueError(
@@ -219,8 +213,9 @@ def _cells(jobs: dict[tuple, grid.Job]) -> list[comparison.Cell]:
 
 
 def main(config: Config) -> None:
-    del config
-    files, began = tables(DATA_DIR.value, TABLES.value), time.time()
+    folder, began = config.data.dir, time.time()
+    files, seeds = tables(folder, grid.TABLES.value), grid.SEEDS.value or 3
+    methods = grid.METHODS.value or list(USUAL)
     try:
         ratios = [float(ratio) for ratio in RATIOS.value]
     except ValueError as error:
@@ -230,22 +225,22 @@ def main(config: Config) -> None:
     overrides = config_flags.get_override_values(flags.FLAGS["config"])
     overrides["data.duplicates"] = not NO_DUPLICATES.value
     workers = session.PROCESSES.value
-    content = {"overrides": overrides, "data_dir": DATA_DIR.value}
-    more = {"tables": [*files], "methods": METHODS.value, "ratios": ratios}
+    content = {"overrides": overrides}
+    more = {"tables": [*files], "methods": methods, "ratios": ratios}
     with workdir.locked(
         session.WORKDIR.value,
         "adbench",
-        {**content, **more, "seeds": SEEDS.value},
+        {**content, **more, "seeds": seeds},
         may_differ=(*workdir.MAY_DIFFER, *more, "seeds"),
         shared=workers > 1,
     ) as target:
-        named = _jobs(*(files, METHODS.value, ratios, SEEDS.value, target, overrides))
+        named = _jobs(*(files, methods, ratios, seeds, target, overrides))
         ours = [job for key, job in named.items() if key[1] not in opponents.NAMES]
-        seconds = estimate.seconds(ours, AT_ONCE.value)
+        seconds = estimate.seconds(ours, grid.AT_ONCE.value)
         print(estimate.sentence(ours, seconds, workers), file=sys.stderr)
         grid.run(
             *(ours, target),
-            at_once=AT_ONCE.value,
+            at_once=grid.AT_ONCE.value,
             resume=session.RESUME.value == "auto",
             workers=workers,
             seconds=seconds,

@@ -16,8 +16,21 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import ml_collections
+from absl import flags
 
 from experiments import build, report, session, workdir
+
+flags.adopt_module_key_flags(session)
+SEEDS = flags.DEFINE_integer(
+    "seeds", None, "How many seeds; 5 of a sweep, else as published.", 1
+)
+METHODS = flags.DEFINE_list(
+    "methods", [], "Methods; NAME_hybrid works on codes. Else the usual ones."
+)
+TABLES = flags.DEFINE_list("tables", [], "Tables, where there are several.")
+AT_ONCE = flags.DEFINE_integer(
+    "at_once", 100, "Most runs in one program, where they share one; for memory.", 1
+)
 
 Config = ml_collections.ConfigDict
 # What decides an autoencoder, beside the data and the seed.

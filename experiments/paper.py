@@ -28,13 +28,10 @@ from configs import default
 from deepsad_jax.data import sources
 from experiments import comparison, estimate, figures, grid, published, session, workdir
 
-flags.adopt_module_key_flags(session)
+flags.adopt_module_key_flags(grid)
 TABLES = ("ratio", "pollution", "classes", "odds", "eta", "rep_dim")
 TABLE = flags.DEFINE_enum("table", "odds", TABLES, "What to reproduce.")
 DATA = flags.DEFINE_list("data", [], "Data sets; all of the table by default.")
-METHODS = flags.DEFINE_list(
-    "methods", [], "Methods; NAME_hybrid works on codes. All of the table by default."
-)
 BUDGET = flags.DEFINE_enum(
     "budget",
     "full",
@@ -48,8 +45,6 @@ SETTINGS = flags.DEFINE_enum(
     ["code", "paper"],
     "Hyper-parameters of the published code, or those of the paper's text.",
 )
-SEEDS = flags.DEFINE_integer("seeds", 10, "Seeds of odds and classes.", 1)
-AT_ONCE = flags.DEFINE_integer("at_once", 100, "Most runs in one program.", 1)
 
 Config = ml_collections.ConfigDict
 IMAGES = ("mnist", "fmnist", "cifar10")
@@ -308,11 +303,11 @@ def _methods(table: str) -> tuple[str, ...]:
 
 def main(config: Config) -> None:
     del config
-    table, began = TABLE.value, time.time()
+    table, began, seeds = TABLE.value, time.time(), grid.SEEDS.value or 10
     data = _chosen(DATA, tuple(sources.ODDS) if table == "odds" else IMAGES)
-    methods = _chosen(METHODS, _methods(table))
+    methods = _chosen(grid.METHODS, _methods(table))
     overrides = config_flags.get_override_values(flags.FLAGS["config"])
-    options = {"settings": SETTINGS.value, "budget": BUDGET.value, "seeds": SEEDS.value}
+    options = {"settings": SETTINGS.value, "budget": BUDGET.value, "seeds": seeds}
     content = {"table": table, "overrides": overrides, **options}
     content |= {"data": data, "methods": methods}
     workers = session.PROCESSES.value
@@ -332,12 +327,12 @@ def main(config: Config) -> None:
                 for job in group
             }.values()
         )
-        seconds = estimate.seconds(jobs, AT_ONCE.value)
+        seconds = estimate.seconds(jobs, grid.AT_ONCE.value)
         print(estimate.sentence(jobs, seconds, workers), file=sys.stderr)
         results = grid.run(
             jobs,
             target,
-            at_once=AT_ONCE.value,
+            at_once=grid.AT_ONCE.value,
             resume=session.RESUME.value == "auto",
             workers=workers,
             seconds=seconds,

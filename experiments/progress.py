@@ -107,7 +107,7 @@ class ManyRuns:
         """Takes what a fit, of one or many runs, tells its observer."""
         del history
         place = (self._before[stage] + done) / self._steps
-        self._bar.update(self._weight * (place - self._place))
+        self._move(self._weight * (place - self._place))
         self._place = place
 
     def starts(self, runs: int, stages: dict[str, int], weight: float) -> None:
@@ -115,7 +115,7 @@ class ManyRuns:
 
         Those of the call before are finished.
         """
-        self._bar.update(self._weight * (1 - self._place))
+        self._move(self._weight * (1 - self._place))
         self._place = 0.0
         before = [0, *itertools.accumulate(stages.values())]
         self._before, self._steps = dict(zip(stages, before, strict=False)), before[-1]
@@ -123,10 +123,13 @@ class ManyRuns:
         self._bar.set_postfix_str(f"{self._done} of {self._runs} runs")
         self._done += runs
 
+    def _move(self, weight: float) -> None:
+        self._bar.update(min(weight, self._bar.total - self._bar.n))  # rounding
+
     def skip(self, runs: int, weight: float) -> None:
         """Runs that others have finished."""
         self._done += runs
-        self._bar.update(weight)
+        self._move(weight)
 
     def close(self) -> None:
         self._bar.close()

@@ -22,12 +22,7 @@ from absl import flags, logging
 from deepsad_jax.data import sources
 from experiments import build, figures, grid, session, workdir
 
-flags.adopt_module_key_flags(session)
-SEEDS = flags.DEFINE_integer("seeds", 5, "Seeds 0, 1, ... this many.", 1)
-METHODS = flags.DEFINE_list(
-    "methods", [], "Methods, instead of the config's; NAME_hybrid works on codes."
-)
-TABLES = flags.DEFINE_list("tables", [], "ODDS tables, instead of the config's.")
+flags.adopt_module_key_flags(grid)
 NORMAL_CLASSES = flags.DEFINE_list("normal_classes", [], "Normal classes, or all.")
 KNOWN_OUTLIER_CLASSES = flags.DEFINE_list(
     "known_outlier_classes", [], "Classes of the labelled anomalies, or all."
@@ -37,9 +32,6 @@ _RATIOS = {
     for name in ("known_normal", "known_outlier", "pollution")
 }
 PICTURES = flags.DEFINE_bool("pictures", False, "Whether each run leaves pictures.")
-AT_ONCE = flags.DEFINE_integer(
-    "at_once", 100, "Most runs in one program, where they share one; for memory.", 1
-)
 
 Config = ml_collections.ConfigDict
 _METRICS = ("auroc", "average_precision", "ae_auroc")
@@ -131,10 +123,10 @@ def _numbers(flag: flags.FlagHolder, kind: type) -> list:
 def _grid() -> dict[str, list]:
     """What the flags ask for."""
     found = {}
-    if METHODS.value:
-        found["method"] = METHODS.value
-    if TABLES.value:
-        found["data.name"] = TABLES.value
+    if grid.METHODS.value:
+        found["method"] = grid.METHODS.value
+    if grid.TABLES.value:
+        found["data.name"] = grid.TABLES.value
     for field, flag in (
         ("data.normal_class", NORMAL_CLASSES),
         ("data.known_outlier_class", KNOWN_OUTLIER_CLASSES),
@@ -145,7 +137,7 @@ def _grid() -> dict[str, list]:
     for name, flag in _RATIOS.items():
         if flag.value:
             found[f"data.ratio_{name}"] = _numbers(flag, float)
-    for name in TABLES.value:
+    for name in grid.TABLES.value:
         if name not in sources.ODDS:
             raise ValueError(
                 f"--tables has {name!r}; the tables are {', '.join(sources.ODDS)}"
@@ -169,7 +161,8 @@ def main(config: Config) -> None:
     values = _grid()
     if config.load_model:
         raise ValueError("a sweep trains its models: config.load_model must be empty")
-    configs = expand(config, values, SEEDS.value)
+    seeds = grid.SEEDS.value or 5
+    configs = expand(config, values, seeds)
     if not configs:
         raise ValueError(
             "in every combination the known anomalies are of the normal class"
@@ -179,9 +172,9 @@ def main(config: Config) -> None:
     # What is wrong is found before a folder is made.
     for first in {grid.method_of(single): single for single in configs}.values():
         build.experiment(first)
-    content = {**config.to_dict(), "grid": values, "seeds": SEEDS.value}
+    content = {**config.to_dict(), "grid": values, "seeds": seeds}
     may_differ = (*workdir.MAY_DIFFER, "seeds")
-    label = f"sweep-{'_'.join(METHODS.value) or config.method}"
+    label = f"sweep-{'_'.join(grid.METHODS.value) or config.method}"
     workers = session.PROCESSES.value
     with workdir.locked(
         session.WORKDIR.value,
@@ -193,7 +186,7 @@ def main(config: Config) -> None:
         results = sweep(
             configs,
             str(target),
-            at_once=AT_ONCE.value,
+            at_once=grid.AT_ONCE.value,
             draw=PICTURES.value,
             resume=session.RESUME.value == "auto",
             workers=workers,

@@ -499,13 +499,15 @@ def test_metrics_are_written_as_they_come(tmp_path):
 
 
 def test_one_bar_counts_all_runs(capsys):
-    bars = session.ManyRuns(14)
-    bars.starts(2)
-    bars("train", 1, {"loss": np.zeros((2, 2, 3))})  # four, of which two are padding
-    bars("train", 3, {"loss": np.zeros((2, 2, 3))})
+    bars = session.ManyRuns(14.0, 4)
+    bars.starts(2, {"train": 3}, 6.0)
+    for done, expected in ((1, 2.0), (3, 6.0)):
+        bars("train", done, {"loss": np.zeros((2, 2, 3))})
+        assert bars._bar.n == pytest.approx(expected)
     for _ in range(2):  # in turn
-        bars.starts(1)
+        bars.starts(1, {"train": 3, "fit": 1}, 4.0)
         bars("train", 3, {"loss": np.zeros(3)})
         bars("fit", 1, {})
+    assert bars._bar.n == pytest.approx(14.0)
     bars.close()
-    assert "14/14" in capsys.readouterr().err
+    assert "100%" in capsys.readouterr().err

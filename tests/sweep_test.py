@@ -146,11 +146,12 @@ def test_summary_is_mean_and_standard_deviation_over_seeds():
     aurocs = [0.5, 0.6, 0.7, 0.8, 0.8, 0.8]
     results = [{"auroc": a, "average_precision": None} for a in aurocs]
     rows = sweep.summarize(configs, results)
-    assert [row["runs"] for row in rows] == [3, 3]
-    np.testing.assert_allclose([row["auroc_mean"] for row in rows], [0.6, 0.8])
-    np.testing.assert_allclose(
-        [row["auroc_std"] for row in rows], [np.std([5, 6, 7]) / 10, 0], atol=1e-12
-    )
+    assert [row["runs"] for row in rows] == [3, 3, 6]
+    assert {row["method"] for row in rows} == {"deep_sad"}
+    assert rows[2]["setting"] == "digits-all-ratios0_0.1_0"
+    np.testing.assert_allclose([row["auroc_mean"] for row in rows], [0.6, 0.8, 0.7])
+    stds = [np.std([5, 6, 7]) / 10, 0, np.std(aurocs)]
+    np.testing.assert_allclose([row["auroc_std"] for row in rows], stds, atol=1e-12)
     assert "average_precision_mean" not in rows[0]
     assert "60.00 +-  8.16" in sweep.table(rows)
 
@@ -196,6 +197,20 @@ def test_wrong_grids_get_one_sentence(values, fields, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         main(folder, quick("breast_cancer", **fields), **values)
     assert not folder.exists()
+
+
+def test_methods_are_named_and_classes_without_runs_are_told(tmp_path, caplog):
+    config = quick("breast_cancer")
+    values = {"methods": ["isoforest", "kde"], "normal_classes": ["0", "1"]}
+    with caplog.at_level("WARNING"):
+        main(tmp_path, config, seeds=1, **values)
+    assert "normal class 1 is left out: the known anomalies are of that" in caplog.text
+    rows = read(tmp_path / "summary.json")
+    assert [row["method"] for row in rows] == ["isoforest", "kde"]
+    for row in rows:
+        folder = tmp_path / row["method"] / row["setting"] / "seed0"
+        assert read(folder / "results.json")["auroc"] == row["auroc_mean"]
+    assert (tmp_path / "comparison.png").exists()
 
 
 def test_the_number_of_seeds_is_checked_by_its_flag():

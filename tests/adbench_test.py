@@ -1,0 +1,130 @@
+"""ADBench's protocol against its own draws, and the command against its parts."""
+
+import json
+
+import numpy as np
+import pytest
+from absl.testing import flagsaver
+from sklearn import metrics, model_selection, preprocessing
+
+from configs import default
+from deepsad_jax.data import adbench as protocol
+from deepsad_jax.data import sources
+from experiments import adbench, published, session
+
+RNG = np.random.default_rng(0)
+
+
+def made(rows, anomalies, columns=3):
+    labels = np.zeros(rows, int)
+    labels[RNG.choice(rows, anomalies, replace=False)] = 1
+    x = RNG.normal(size=(rows, columns)) + 2 * labels[:, None]
+    return sources.Source(x, labels)
+
+
+def theirs(x, y, ratio, seed):
+    """The draws as they stand there, of NumPy's global state."""
+    np.random.seed(seed)
+    if len(y) < 1000:
+        rows = np.random.choice(np.arange(len(y)), 1000, replace=True)
+        x, y = x[rows], y[rows]
+    if len(y) > 10000:
+        rows = np.random.choice(np.arange(len(y)), 10000, replace=False)
+        x, y = x[rows], y[rows]
+    parts = model_selection.train_test_split(x, y, test_size=0.3, stratify=y)
+    scaler = preprocessing.MinMaxScaler().fit(parts[0])
+    anomalies = np.where(parts[2] == 1)[0]
+    count = int(np.ceil(ratio * len(anomalies)))
+    known = np.random.choice(anomalies, count, replace=False)
+    is_known = np.zeros(len(parts[0]), bool)
+    is_known[known] = True
+    return scaler.transform(parts[0]), scaler.transform(parts[1]), is_known, parts[3]
+
+
+@pytest.mark.parametrize("rows", [300, 2000, 12_000])
+def test_the_same_seed_gives_the_same_split_as_there(rows):
+    source = made(rows, rows // 10)
+    problem = protocol.make(source, 0.05, 3)
+    x, x_test, is_known, labels = theirs(source.x, source.labels, 0.05, 3)
+    scaled = problem.preprocessing(problem.x_train[problem.indices])
+    np.testing.assert_allclose(scaled, x, atol=1e-6)
+    np.testing.assert_allclose(problem.preprocessing(problem.x_test), x_test, atol=1e-6)
+    np.testing.assert_array_equal(problem.semi_targets == -1, is_known)
+    np.testing.assert_array_equal(problem.labels_test, labels)
+    np.testing.assert_array_equal(source.x[problem.index_test], problem.x_test)
+
+
+@pytest.mark.parametrize("duplicates", [True, False])
+def test_small_tables_share_rows_only_if_they_are_filled_up_first(duplicates):
+    problem = protocol.make(made(200, 20), 0.5, 0, duplicates=duplicates)
+    shared = set(problem.indices) & set(problem.index_test)
+    assert bool(shared) == duplicates
+    assert len(problem.indices) == 700
+    assert len(problem.index_test) == (300 if duplicates else 60)
+
+
+@pytest.mark.parametrize(
+    ("source", "ratio", "message"),
+    [
+        (made(50, 5), 1.5, "ratio_known_outlier is 1.5; it must be in"),
+        (
+            sources.Source(np.ones((9, 2)), np.arange(9)),
+            0.1,
+            r"the labels are \[0, 1, ",
+        ),
+        (made(50, 1), 0.1, "the data cannot be split"),
+    ],
+)
+def test_what_does_not_fit_is_said(source, ratio, message):
+    with pytest.raises(ValueError, match=message):
+        protocol.make(source, ratio, 0, duplicates=False)
+
+
+def test_published_means_are_those_of_the_publication():
+    """Over all 57 tables, as its text has them."""
+    for percent, mean in ((1, 73.3), (5, 79.5), (10, 82.8)):
+        known = published.adbench("AUCROC")
+        values = [row["DeepSAD"] for key, row in known.items() if key[0] == percent]
+        assert len(values) == 57
+        np.testing.assert_allclose(np.mean(values), mean, atol=0.06)
+
+
+def test_the_command_compares_what_its_runs_found(tmp_path, capsys, monkeypatch):
+    for name in ("4_breastw", "14_glass"):
+        source = made(400, 40)
+        np.savez(tmp_path / f"{name}.npz", X=source.x, y=source.labels)
+    session.flags.FLAGS.mark_as_parsed()
+    config = default.get_config()
+    config.data.dir = str(tmp_path)
+    values = {"methods": ["isoforest", "boosting"], "seeds": 2, "ratios": ["0.1"]}
+    monkeypatch.setattr(adbench.config_flags, "get_override_values", lambda _: {})
+    for _ in range(2):  # the second time, nothing is left to do
+        with flagsaver.flagsaver(workdir=str(tmp_path / "out"), **values):
+            adbench.main(config)
+    assert "all 4 runs are finished already" in capsys.readouterr().err
+    content = json.loads((tmp_path / "out" / "comparison.json").read_text())
+    assert len(content["cells"]) == 2 * 2 * 2
+    for cell in content["cells"]:
+        found = []
+        for seed in (1, 2):
+            folder = tmp_path / "out" / cell["method"] / f"{cell['data']}-0.1"
+            scores = np.load(folder / f"seed{seed}" / "scores.npz")
+            of = {
+                "auroc": metrics.roc_auc_score,
+                "average_precision": metrics.average_precision_score,
+            }[cell["setting"]["metric"]]
+            found.append(100 * of(scores["label"], scores["score"]))
+        np.testing.assert_allclose(cell["mean"], np.mean(found), rtol=1e-9)
+    means = content["summary"][0]["means"]
+    known = published.adbench("AUCROC")
+    expected = np.mean([known[10, name]["CatB"] for name in ("breastw", "glass")])
+    np.testing.assert_allclose(means["CatB (published)"], expected)
+
+
+def test_tables_are_found_by_name(tmp_path):
+    np.savez(tmp_path / "6_cardio.npz", X=[[1.0]], y=[0])
+    assert list(adbench.tables(str(tmp_path), [])) == ["cardio"]
+    with pytest.raises(ValueError, match="--tables has 'x'; .* has cardio"):
+        adbench.tables(str(tmp_path), ["x"])
+    with pytest.raises(ValueError, match="config.data.dir is ''; it must be a folder"):
+        adbench.tables("", [])

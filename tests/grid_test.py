@@ -1,0 +1,124 @@
+"""Grids: shared by processes, with autoencoders that are trained once."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from configs import breast_cancer, digits
+from experiments import grid, report, run, sweep, workdir
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+@pytest.fixture(autouse=True)
+def _without_pictures(monkeypatch):
+    monkeypatch.setattr(report, "pictures", lambda *_: {})
+
+
+def forests(folder, seeds):
+    config = breast_cancer.get_config()
+    config.method = "isoforest"
+    configs = grid.expand(config, {}, seeds)
+    return [grid.Job(c, folder / "x" / f"seed{c.seed}") for c in configs]
+
+
+def test_what_another_process_is_at_work_on_is_done_when_it_dies(tmp_path):
+    jobs = forests(tmp_path, 3)
+    done = []
+
+    def work():
+        done.extend(grid.run(jobs, tmp_path, workers=2))
+
+    with workdir.claimed(jobs[1].folder, jobs[1].config.to_dict()) as is_ours:
+        assert is_ours
+        thread = threading.Thread(target=work)
+        thread.start()
+        while not (jobs[0].is_finished and jobs[2].is_finished):
+            time.sleep(0.05)
+        assert not jobs[1].is_finished and thread.is_alive()
+    thread.join()
+    assert [result["seed"] for result in done] == [0, 1, 2]
+
+
+def test_a_folder_of_one_process_is_not_shared_with_another(tmp_path):
+    with workdir.locked(str(tmp_path), "a", {"a": 1}):
+        with pytest.raises(ValueError, match="is in use by process"):
+            with workdir.locked(str(tmp_path), "a", {"a": 1}, shared=True):
+                pass
+    with workdir.locked(str(tmp_path), "a", {"a": 1}, shared=True):
+        with workdir.locked(str(tmp_path), "a", {"a": 1}, shared=True) as folder:
+            assert folder == tmp_path
+        with pytest.raises(ValueError, match="is in use by"):
+            with workdir.locked(str(tmp_path), "a", {"a": 1}):
+                pass
+
+
+def test_two_processes_share_a_grid_and_one_is_killed(tmp_path):
+    patch = (
+        "from experiments import report, session, sweep\n"
+        "old = report.finish\n"
+        "def finish(folder, *a, **o):\n"
+        "    old(folder, *a, **o)\n"
+        "    print('did', folder, flush=True)\n"
+        "report.finish = finish\n"
+        "session.start(sweep.main, every_core=True, grid=True)\n"
+    )
+    flags = ["--config=configs/breast_cancer.py", "--config.method=isoforest"]
+    flags += ["--seeds=8", "--at_once=1", "--processes=2", f"--workdir={tmp_path}"]
+    workers = [
+        subprocess.Popen(
+            [sys.executable, "-c", patch, *flags, f"--process={i}"],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "JAX_PLATFORMS": "cpu"},
+        )
+        for i in range(2)
+    ]
+    first = workers[0].stdout.readline()
+    workers[0].send_signal(signal.SIGKILL)
+    killed, survivor = (worker.communicate()[0] for worker in workers)
+    assert workers[1].returncode == 0
+    lines = [first, *killed.splitlines(), *survivor.splitlines()]
+    did = [line.split()[1] for line in lines if line.startswith("did ")]
+    assert len(did) == len(set(did))  # nothing twice
+    results = sorted(tmp_path.glob("*/seed*/results.json"))
+    assert len(results) == 8
+    rows = json.loads((tmp_path / "summary.json").read_text())
+    aurocs = [json.loads(path.read_text())["auroc"] for path in results]
+    np.testing.assert_allclose(rows[0]["auroc_mean"], np.mean(aurocs))
+
+
+def test_an_autoencoder_is_trained_once_for_all_that_start_from_it(tmp_path):
+    config = digits.get_config()
+    config.pretrain.epochs, config.train.epochs = 1, 1
+    methods = ["autoencoder", "deep_sad", "kde_hybrid"]
+    configs = grid.expand(config, {"method": methods}, 1)
+    sweep.sweep(configs, str(tmp_path))
+    for single in configs[1:]:
+        method = grid.method_of(single)
+        folder = tmp_path / method / grid.setting(single) / "seed0"
+        lines = (folder / "metrics.jsonl").read_text().splitlines()
+        assert "pretrain" not in {json.loads(line)["stage"] for line in lines}
+        alone = tmp_path / "alone" / method
+        run.run(single, str(alone))
+        a, b = (np.load(path / "scores.npz")["score"] for path in (folder, alone))
+        np.testing.assert_array_equal(a, b)
+
+
+def test_families_are_what_shares_data_and_options():
+    config = breast_cancer.get_config()
+    one, other = grid.expand(config, {}, 2)
+    assert grid.family(one) == grid.family(other)
+    changed = grid.changed(one, {"data.ratio_pollution": 0.1})
+    assert grid.family(changed) == grid.family(one)
+    assert grid.family(grid.changed(one, {"eta": 2.0})) != grid.family(one)
+    assert grid.method_of(grid.changed(one, {"method": "kde_hybrid"})) == "kde_hybrid"
