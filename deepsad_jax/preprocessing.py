@@ -69,7 +69,7 @@ class Preprocessing:
                     checks.check_finite(x, name)
                     self._refuse_far(x, name)
         if len(x) >= _FEWEST:
-            unlike = self._unlike(_sample(x))
+            unlike = self._unlike(sample(x))
             if unlike:
                 warnings.warn(
                     f"{name} looks scaled in another way than the training rows: "
@@ -78,6 +78,14 @@ class Preprocessing:
                     stacklevel=3,
                 )
         return x
+
+    def features(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape of a prepared example, from that of a raw one."""
+        return tuple(shape)
+
+    def raw(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape of a raw example, from that of a raw or a prepared one."""
+        return tuple(shape)
 
     def to_json(self) -> dict[str, Any]:
         """Its kind and fields, for `from_json`."""
@@ -243,8 +251,7 @@ class MinMax(Preprocessing):
             fitted = cls(tuple(low.tolist()), tuple(high.tolist()))
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from error
-        sample = fitted(_sample(flat))
-        lower, upper = np.quantile(sample, (0.05, 0.95), axis=0).tolist()
+        lower, upper = np.quantile(fitted(sample(flat)), (0.05, 0.95), axis=0).tolist()
         return dataclasses.replace(fitted, lower=tuple(lower), upper=tuple(upper))
 
     @functools.cached_property
@@ -378,6 +385,10 @@ def from_json(content: Any) -> Preprocessing:
         ValueError: if it is not what `to_json` writes.
     """
     kind = content.get("kind") if isinstance(content, dict) else None
+    if kind == "columns":
+        from deepsad_jax import columns  # which stands on this module
+
+        return columns.Columns.from_json(content)
     if not isinstance(kind, str) or kind not in KINDS:
         raise ValueError(
             f"the preprocessing is of kind {kind!r}; known are {', '.join(KINDS)}"
@@ -391,7 +402,8 @@ def from_json(content: Any) -> Preprocessing:
     return KINDS[kind](**fields)
 
 
-def _sample(x: np.ndarray) -> np.ndarray:
+def sample(x: np.ndarray) -> np.ndarray:
+    """Some of the rows, which say how the columns are distributed."""
     return x[:: max(1, min(len(x) // _FEWEST, max(len(x) // _ROWS, x.size // _VALUES)))]
 
 
