@@ -23,11 +23,15 @@ _FROM = {
     **dict.fromkeys(("Stage", "training_set"), "training"),
 }
 _MODULES = (
+    "calibrated",
     "checkpoints",
+    "columns",
     "data",
+    "decisions",
     "detectors",
     "dual",
     "epochs",
+    "estimators",
     "generative",
     "kernels",
     "labels",
@@ -43,6 +47,7 @@ _MODULES = (
     "preprocessing",
     "selection",
     "streams",
+    "tables",
     "torch_weights",
     "training",
     "values",

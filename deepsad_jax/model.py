@@ -14,7 +14,7 @@ import functools
 import importlib.metadata
 import os
 import platform
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import flax.core
@@ -180,11 +180,12 @@ def save(model: Model, folder: str | os.PathLike) -> None:
         FileExistsError: if the folder exists.
         OSError: if it cannot be written.
     """
-    leaves, meta = _described(_checked(model))
+    leaves, meta = described(_checked(model))
     checkpoints.write(folder, leaves, {"format": 2, **meta})
 
 
-def _described(model):
+def described(model: Model) -> tuple[list[np.ndarray], dict[str, Any]]:
+    """A model as arrays and JSON, the inverse of `rebuilt`."""
     paths, leaves = [], []
     flat, _ = jax.tree_util.tree_flatten_with_path(model.variables)
     for path, leaf in flat:
@@ -198,7 +199,7 @@ def _described(model):
         "base": None,
     }
     if model.base is not None:
-        more, meta["base"] = _described(model.base)
+        more, meta["base"] = described(model.base)
         leaves += more
     return leaves, meta
 
@@ -222,6 +223,15 @@ def load(
         ValueError: if it does not hold a whole model, or one of other modules.
     """
     leaves, meta = checkpoints.read(folder)
+    own = parts_of_own(encoder, decoder, loss)
+    with refusing(folder):
+        if "format" not in meta:
+            return _verified(version_0_1.model(leaves, meta, make))
+        return rebuilt(leaves, meta, own)
+
+
+def parts_of_own(encoder: Any, decoder: Any, loss: Any) -> dict[str, Any]:
+    """What `load` was given, as fields that `rebuilt` takes."""
     own = {"encoder": encoder, "decoder": decoder}
     own = {n: modules.network(m, n) for n, m in own.items() if m is not None}
     if loss is not None:
@@ -229,13 +239,22 @@ def load(
         if not callable(loss):
             raise ValueError(f"loss is {loss!r}; it must be a function")
         own["loss_function"] = loss
+    return own
+
+
+@contextlib.contextmanager
+def refusing(folder: str | os.PathLike) -> Iterator[None]:
+    """Turns whatever a changed file may lead to into a ValueError."""
     try:
-        if "format" not in meta:
-            return _verified(version_0_1.model(leaves, meta, make))
-        return _verified(_rebuilt(leaves, meta, own))
-    except Exception as error:  # whatever else a changed file may lead to
+        yield
+    except Exception as error:
         reason = checkpoints.reason(error).replace("loss_function", "loss")
         raise ValueError(f"{folder} does not hold a whole model: {reason}") from error
+
+
+def rebuilt(leaves: Any, meta: dict[str, Any], own: dict[str, Any]) -> Model:
+    """The model of what `described` gives, verified; more leaves may follow."""
+    return _verified(_rebuilt(leaves, meta, own))
 
 
 def _rebuilt(leaves, meta, own):
