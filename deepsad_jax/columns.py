@@ -20,7 +20,6 @@ from deepsad_jax import checks, preprocessing
 from deepsad_jax.data import frames
 
 _FARTHEST = 1e12  # in widths of the training part, as for `preprocessing.MinMax`
-_WORDS = {"true": 1.0, "yes": 1.0, "false": 0.0, "no": 0.0}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,7 +133,7 @@ class Boolean(Column):
     def _encoded(self, values):
         kind = frames.kind_of(values)
         if kind == frames.TEXT:
-            found = words(values)
+            found = frames.words(values)
         elif kind == frames.BOOLEAN and values.dtype.kind == "O":
             found = np.array([np.nan if v is None else float(v) for v in values])
         else:
@@ -212,12 +211,6 @@ class Dropped(Column):
 
 
 KINDS = {cls.kind: cls for cls in (Numeric, Boolean, Categorical, Dropped)}
-
-
-def words(values: np.ndarray) -> np.ndarray:
-    """1 for true and yes, 0 for false and no, in any case; NaN for all else."""
-    found = [_WORDS.get(v.lower(), np.nan) if v else np.nan for v in values]
-    return np.array(found, np.float64)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -95,10 +95,10 @@ def _column(name, values, scaling, max_levels) -> columns.Column:
     if kind == frames.NUMBER:
         return _numeric(name, values, missing, scaling)
     if kind == frames.TEXT:
-        known = columns.words(values[~missing])
+        known = frames.words(values[~missing])
         if np.isnan(known).any():
             return _categorical(name, values[~missing], has_missing, max_levels)
-        kind, values = frames.BOOLEAN, columns.words(values)
+        kind, values = frames.BOOLEAN, frames.words(values)
     known = values[~missing].astype(np.float64)
     if known.min() == known.max() and not has_missing:
         return columns.Dropped(name, reason="has one value only")

@@ -22,6 +22,7 @@ _DATES = (*_DATES, np.timedelta64)
 _ADVICE = (
     "give numbers made of them, such as hours since a start or the day of the week"
 )
+WORDS = {"true": 1.0, "yes": 1.0, "false": 0.0, "no": 0.0}
 _NO_VALUES = ("NAType", "NaTType")  # of pandas, which need not be there
 
 
@@ -143,6 +144,12 @@ def texts(values: Sequence[Any]) -> np.ndarray:
     found = np.empty(len(values), object)
     found[:] = [(v.strip() or None) if v is not None else None for v in values]
     return found
+
+
+def words(values: np.ndarray) -> np.ndarray:
+    """1 for true and yes, 0 for false and no, in any case; NaN for all else."""
+    found = [WORDS.get(v.lower(), np.nan) if v else np.nan for v in values]
+    return np.array(found, np.float64)
 
 
 def _is_real(x: np.ndarray) -> bool:
@@ -291,7 +298,9 @@ def _objects(name: str, values: list, missing: Any = None) -> np.ndarray:
         return np.full(len(values), np.nan)
     if len(found) > 1:
         examples = [next(v for v in rest if kinds[type(v)] == k) for k in sorted(found)]
-        shown = " and ".join(f"{k} ({v!r})" for k, v in zip(sorted(found), examples))
+        shown = " and ".join(
+            f"{k} ({v!r})" for k, v in zip(sorted(found), examples, strict=True)
+        )
         raise ValueError(f"column {name!r} holds {shown}; make all of one kind")
     (kind,) = found
     if kind == NUMBER:

@@ -1,0 +1,43 @@
+"""Parquet files, by pyarrow."""
+
+import os
+from collections.abc import Iterator
+from typing import Any
+
+from deepsad_jax.data import frames
+
+
+def read(path: str | os.PathLike) -> frames.Frame:
+    """All rows of a file.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it cannot be read, or a column holds dates, lists or the like.
+    """
+    with _opened(path) as file:
+        return frames.read(file.read(), os.fspath(path))
+
+
+def chunks(path: str | os.PathLike, rows: int = 2**16) -> Iterator[Any]:
+    """Its rows in pieces, tables of pyarrow, which `frames.read` takes."""
+    import pyarrow
+
+    with _opened(path) as file:
+        for batch in file.iter_batches(rows):
+            yield pyarrow.Table.from_batches([batch])
+
+
+def _opened(path):
+    try:
+        import pyarrow.parquet
+    except ImportError as error:
+        raise ValueError(
+            f"{path} is Parquet, which needs pyarrow: pip install pyarrow"
+        ) from error
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"there is no file {path}")
+    try:
+        return pyarrow.parquet.ParquetFile(path)
+    except Exception as error:  # pyarrow has many kinds
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{path} cannot be read as Parquet ({reason})") from error
