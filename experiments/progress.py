@@ -3,34 +3,12 @@
 import json
 import math
 import os
-import sys
 from typing import Any
 
 import numpy as np
-import tqdm
 
+from deepsad_jax import console, writing
 from experiments import workdir
-
-_newest: tqdm.tqdm | None = None
-
-
-def bar(total: int, label: str, unit: str) -> tqdm.tqdm:
-    """A progress bar with an estimate of the time left."""
-    global _newest
-    _newest = tqdm.tqdm(
-        total=total,
-        desc=f"{label:9s}",
-        unit=unit,
-        dynamic_ncols=True,
-        # In a log file, a line now and then is enough.
-        mininterval=0.2 if sys.stderr.isatty() else 10.0,
-    )
-    return _newest
-
-
-def is_shown() -> bool:
-    """Whether the cursor stands behind a bar."""
-    return _newest is not None and not _newest.disable
 
 
 def metric_lines(stage: str, history: dict[str, Any], first: int, last: int) -> str:
@@ -45,7 +23,7 @@ def metric_lines(stage: str, history: dict[str, Any], first: int, last: int) -> 
     return "".join(lines)
 
 
-class OneRun:
+class OneRun(console.Stages):
     """Shows a bar for each stage of a run and writes its metrics as they come.
 
     Args:
@@ -55,36 +33,15 @@ class OneRun:
 
     def __init__(self, path: str | os.PathLike, stages: dict[str, int]):
         self._path = path
-        self._waiting = dict(stages)
-        self._bar = None
         self._lines: list[str] = []
-        self._next_stage()
+        super().__init__(stages)
 
     def __call__(self, stage: str, done: int, history: dict) -> None:
-        """Takes what a fit tells its observer; steps have no history."""
         if history:
-            self._lines.append(metric_lines(stage, history, self._bar.n, done))
-            with workdir.atomic(self._path) as file:
+            self._lines.append(metric_lines(stage, history, self.shown, done))
+            with writing.atomic(self._path) as file:
                 file.write("".join(self._lines).encode())
-            if "loss" in history:
-                loss = history["loss"][done - 1]
-                self._bar.set_postfix_str(f"loss {loss:.4g}", refresh=False)
-        self._bar.update(done - self._bar.n)
-        if done == self._bar.total:
-            self._next_stage()
-
-    def close(self) -> None:
-        if self._bar is not None:
-            self._bar.close()
-
-    def _next_stage(self) -> None:
-        self.close()
-        self._bar = None
-        while self._waiting and self._bar is None:
-            stage = next(iter(self._waiting))
-            epochs = self._waiting.pop(stage)
-            if epochs:  # shown before it has compiled
-                self._bar = bar(epochs, stage, "step" if stage == "fit" else "epoch")
+        super().__call__(stage, done, history)
 
 
 class ManyRuns:
@@ -95,7 +52,7 @@ class ManyRuns:
     """
 
     def __init__(self, steps: int):
-        self._bar = bar(steps, "sweep", "step")
+        self._bar = console.bar(steps, "sweep", "step")
         self._last: tuple[str, int] = ("", 0)
 
     def __call__(self, stage: str, done: int, history: dict) -> None:
