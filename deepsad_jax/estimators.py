@@ -15,27 +15,25 @@ import os
 import warnings
 from typing import Any, ClassVar
 
-import jax
 import numpy as np
-import sklearn.utils.validation as validation
+import sklearn.base
 from sklearn.base import BaseEstimator, OutlierMixin
-from sklearn.utils import check_random_state, column_or_1d
+from sklearn.utils import check_random_state, column_or_1d, validation
 
 from deepsad_jax import (
     calibrated,
-    checks,
     decisions,
     detectors,
+    evaluation,
+    held_out,
     labels,
     methods,
+    metrics,
     model,
-    tables,
-    training,
     values,
 )
 from deepsad_jax.data import frames
 
-_FOLDS = 5
 _OWN = {
     "random_state": 0,
     "false_alarm_rate": 0.05,
@@ -96,7 +94,9 @@ class Detector(OutlierMixin, BaseEstimator):
             chosen[field.name] = field.default if is_default else value
         return self.method(**chosen)
 
-    def fit(self, X: Any, y: Any = None) -> "Detector":
+    def fit(
+        self, X: Any, y: Any = None, *, observe: methods.Observe | None = None
+    ) -> "Detector":
         """Trains, and calibrates.
 
         Args:
@@ -104,82 +104,54 @@ class Detector(OutlierMixin, BaseEstimator):
                 pyarrow and mappings are.
             y: +1 known normal, 0 unlabeled, -1 known anomaly, `[n]`; all unlabeled by
                 default.
+            observe: called as `observe(stage, epochs done, history)` while training.
 
         Raises:
             ValueError: for rows, labels or arguments that are not as said.
         """
         rows, targets = self._examples(X, y)
-        seed = _seed(self.random_state)
-        self._check_own()
-        eligible = np.flatnonzero(targets >= 0)
-        order = np.random.default_rng(seed).permutation(eligible)
-        if isinstance(self.calibration, str):
-            self._fit_cross(rows, targets, order, seed)
-            return self
-        share = 0.0 if self.calibration is None else self.calibration
-        held = np.sort(order[: max(1, round(share * len(order)))] if share else [])
-        held = held.astype(int)
-        trained = np.setdiff1d(np.arange(len(targets)), held)
-        if len(trained) < 2 or not (targets[trained] >= 0).any():
-            raise ValueError(
-                f"{len(targets)} rows, {len(eligible)} of them no known anomalies, are "
-                "too few to train on some and hold out others; give more"
-            )
-        scaling = tables.learn(_rows(rows, trained), scaling=self.scaling)
-        data = _training_set(scaling, _rows(rows, trained), targets[trained])
-        run = methods.Run(jax.random.key(seed), data, scaling, seed)
-        ((fitted, self.record_),) = _fit(self.options(), [run])
-        seen = held if share else np.flatnonzero(targets >= 0)
-        self.calibrated_ = calibrated.Calibrated(
-            fitted,
-            (_ascending(fitted, _rows(rows, seen)),),
-            "split" if share else "none",
-            float(self.false_alarm_rate),
-        )
-        self._warn_of_few()
+        made = self._held_out()
+        is_cross = isinstance(self.calibration, str)
+        fit = held_out.cross if is_cross else held_out.split
+        self.calibrated_, self.record_ = fit(made, rows, targets, observe)
+        _ = self.calibrated_.threshold  # warns where rows are too few for the rate
         return self
 
-    def _fit_cross(self, rows, targets, order, seed):
-        parts = [np.sort(part) for part in np.array_split(order, _FOLDS) if len(part)]
-        scaling = tables.learn(rows, scaling=self.scaling)
-        data = _training_set(scaling, rows, targets)
-        runs = []
-        for i, part in enumerate([np.zeros(0, int), *parts]):
-            kept = np.setdiff1d(np.arange(len(targets)), part).astype(np.int32)
-            one = data._replace(
-                indices=kept,
-                semi_targets=data.semi_targets[kept],
-                size=np.int32(len(kept)),
-            )
-            key = jax.random.fold_in(jax.random.key(seed), i)
-            runs.append(methods.Run(key, one, scaling, seed))
-        (fitted, self.record_), *others = _fit(self.options(), runs)
-        folds = tuple(one for one, _ in others)
-        scores = tuple(
-            _ascending(one, _rows(rows, part))
-            for one, part in zip(folds, parts, strict=True)
-        )
-        own = _ascending(fitted, _rows(rows, np.sort(order))).astype(np.float64)
-        first, center, third = np.quantile(own, (0.25, 0.5, 0.75)).tolist()
-        details = {"center": center, "width": (third - first) or 1.0}
-        rate = float(self.false_alarm_rate)
-        self.calibrated_ = calibrated.Calibrated(
-            fitted, scores, "cross", rate, folds, details
-        )
-        self._warn_of_few()
+    def evaluate(
+        self, X: Any, y: Any, *, observe: methods.Observe | None = None
+    ) -> evaluation.Evaluation:
+        """How well other fits tell labeled rows that they have not seen.
 
-    def _warn_of_few(self):
-        _ = self.calibrated_.threshold
+        Known anomalies are held out in turn, in up to five folds, together with known
+        normal rows (unlabeled ones, where none are known); the fits are runs in one
+        program, and this estimator stays as it is. Thresholds come from other rows that
+        are held out, as many as those of `calibration`, or a fifth.
 
-    def _check_own(self):
-        decisions.check_rate("false_alarm_rate", self.false_alarm_rate)
+        Args:
+            X, y, observe: as of `fit`.
+
+        Raises:
+            ValueError: as `fit`, or if there are fewer than two of a kind.
+        """
+        other = sklearn.base.clone(self)
+        rows, targets = other._examples(X, y)
+        return held_out.evaluate(other._held_out(), rows, targets, observe)
+
+    def _held_out(self) -> held_out.Settings:
         share = self.calibration
-        if share is None or (isinstance(share, str) and share == "cross"):
-            return
-        try:
-            decisions.check_rate("calibration", share)
-        except ValueError as error:
-            raise ValueError(f'{error}, "cross" or None') from None
+        is_word = share is None or (isinstance(share, str) and share == "cross")
+        if not is_word:
+            try:
+                decisions.check_rate("calibration", share)
+            except ValueError as error:
+                raise ValueError(f'{error}, "cross" or None') from None
+        return held_out.Settings(
+            self.options(),
+            self.scaling,
+            self.false_alarm_rate,
+            0.0 if is_word else share,
+            _seed(self.random_state),
+        )
 
     def _examples(self, X, y):
         """Checked rows, an array or a frame, and their labels."""
@@ -357,41 +329,6 @@ def _seed(random_state) -> int:
     return int(check_random_state(random_state).randint(2**31))
 
 
-def _rows(rows, chosen):
-    return rows.rows(chosen) if isinstance(rows, frames.Frame) else rows[chosen]
-
-
-def _training_set(scaling, rows, targets):
-    x = scaling.encode(rows) if hasattr(scaling, "encode") else checks.rows(rows, "X")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # labels were warned of as a whole
-        return training.training_set(x, targets)
-
-
-def _ascending(fitted, rows):
-    """Scores of rows of the same table, from which it cannot differ in its scale."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return np.sort(model.score(fitted, rows))
-
-
-def _fit(options, runs):
-    """Fits runs together where that is fastest, with batches that they fill."""
-    smallest = min(int(run.data.size) for run in runs)
-    stages = {
-        name: dataclasses.replace(stage, batch_size=min(stage.batch_size, smallest))
-        for name in ("train", "pretrain")
-        if isinstance(stage := getattr(options, name, None), training.Stage)
-    }
-    options = dataclasses.replace(options, **stages)
-    for run in runs:
-        options.check(run)
-    plan = options.plan_for(runs) if len(runs) > 1 else None
-    if plan is None:
-        return [options.fit_many([run])[0] for run in runs]
-    return options.fit_many(runs, plan=plan)
-
-
 class DeepSAD(Detector, method=detectors.deep_sad.DeepSAD):
     """Deep SAD, which learns from unlabeled rows, known normal ones and anomalies."""
 
@@ -426,6 +363,41 @@ class SSAD(Detector, method=detectors.kernel_machines.SSAD):
 
 class KernelDensity(Detector, method=detectors.kde.KDE):
     """Kernel density estimation; it sees no labels."""
+
+
+def labeled_auroc(estimator: Any, X: Any, y: Any) -> float:
+    """A scorer for partly labeled y, as `scoring` of `GridSearchCV` and the like.
+
+    The area under the ROC curve of known anomalies (-1) against known normal rows (+1),
+    or against the unlabeled (0) where none is known to be normal, of which it warns.
+    Parts that hold both are made by `cv=StratifiedKFold(5, shuffle=True)`.
+
+    Args:
+        estimator: anything with `score_samples`.
+        X, y: as of `Detector.fit`.
+
+    Returns:
+        The area; NaN, with a warning, unless there are both.
+    """
+    targets = labels.check_semi_targets("y", y, len(y), warn=False)
+    other = 1 if (targets == 1).any() else 0
+    if not other and (targets == 0).any():
+        warnings.warn(
+            "no row of this part is known to be normal: known anomalies are compared "
+            "with unlabeled rows",
+            UserWarning,
+            stacklevel=2,
+        )
+    kept = (targets == -1) | (targets == other)
+    area = metrics.auroc(targets[kept] == -1, -estimator.score_samples(X)[kept])
+    if np.isnan(area):
+        warnings.warn(
+            "this part does not hold both known anomalies and other rows, so that it "
+            "has no AUROC; use cv=StratifiedKFold(5, shuffle=True)",
+            UserWarning,
+            stacklevel=2,
+        )
+    return area
 
 
 METHODS = {cls.method.method: cls for cls in Detector.__subclasses__()}
