@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from deepsad_jax import checks, columns, preprocessing
+from deepsad_jax import checks, columns, fields, preprocessing
 from deepsad_jax.data import frames
 
 SCALINGS = ("minmax", "robust")
@@ -54,11 +54,11 @@ def learn(
     found, seen = [], {}
     for name, values in frame.columns.items():
         column = _column(name, values, scaling, max_levels)
-        if not isinstance(column, columns.Dropped):
+        if not isinstance(column, fields.Dropped):
             content = column.kind, (column.encode(values) + 0.0).tobytes()
             first = seen.setdefault((*content, getattr(column, "levels", ())), name)
             if first != name:
-                column = columns.Dropped(name, reason=f"is the same as {first!r}")
+                column = fields.Dropped(name, reason=f"is the same as {first!r}")
         found.append(column)
     try:
         return columns.Columns(tuple(found), frame.named)
@@ -73,10 +73,10 @@ def describe(scaling: preprocessing.Preprocessing) -> list[str]:
     said = []
     for column in scaling.columns:
         name = f"column {column.name!r}"
-        if isinstance(column, columns.Dropped):
+        if isinstance(column, fields.Dropped):
             said.append(f"{name} is dropped: it {column.reason}")
             continue
-        if isinstance(column, columns.Categorical):
+        if isinstance(column, fields.Categorical):
             how = (
                 "the frequency of" if column.frequencies else "one feature for each of"
             )
@@ -86,12 +86,12 @@ def describe(scaling: preprocessing.Preprocessing) -> list[str]:
     return said
 
 
-def _column(name, values, scaling, max_levels) -> columns.Column:
+def _column(name, values, scaling, max_levels) -> fields.Column:
     kind = frames.kind_of(values)
     missing = frames.is_missing(values)
     has_missing = bool(missing.any())
     if kind == frames.MISSING:
-        return columns.Dropped(name, reason="has no values")
+        return fields.Dropped(name, reason="has no values")
     if kind == frames.NUMBER:
         return _numeric(name, values, missing, scaling)
     if kind == frames.TEXT:
@@ -101,11 +101,11 @@ def _column(name, values, scaling, max_levels) -> columns.Column:
         kind, values = frames.BOOLEAN, frames.words(values)
     known = values[~missing].astype(np.float64)
     if known.min() == known.max() and not has_missing:
-        return columns.Dropped(name, reason="has one value only")
-    return columns.Boolean(name, has_missing, float(known.mean() >= 0.5))
+        return fields.Dropped(name, reason="has one value only")
+    return fields.Boolean(name, has_missing, float(known.mean() >= 0.5))
 
 
-def _numeric(name, values, missing, scaling) -> columns.Column:
+def _numeric(name, values, missing, scaling) -> fields.Column:
     known = values[~missing].astype(np.float64)
     if not np.isfinite(known).all():
         row = int(np.flatnonzero(~missing)[np.argmin(np.isfinite(known))])
@@ -115,7 +115,7 @@ def _numeric(name, values, missing, scaling) -> columns.Column:
         )
     low, high = float(known.min()), float(known.max())
     if low == high and not missing.any():
-        return columns.Dropped(name, reason="has one value only")
+        return fields.Dropped(name, reason="has one value only")
     _check_precision(name, values, low, high)
     lower, fill, upper = np.quantile(known, (0.05, 0.5, 0.95)).tolist()
     span = (high - low) or 1.0
@@ -131,7 +131,7 @@ def _numeric(name, values, missing, scaling) -> columns.Column:
         ranges["center"] = fill
         ranges["width"] = (third - first) or (upper - lower) or span
     try:
-        return columns.Numeric(name, bool(missing.any()), **ranges)
+        return fields.Numeric(name, bool(missing.any()), **ranges)
     except ValueError as error:
         raise ValueError(f"X: {error}, but has from {low} to {high}") from error
 
@@ -147,16 +147,16 @@ def _check_precision(name, values, low, high) -> None:
         )
 
 
-def _categorical(name, values, has_missing, max_levels) -> columns.Column:
+def _categorical(name, values, has_missing, max_levels) -> fields.Column:
     levels, counts = np.unique(values.astype(str), return_counts=True)
     if len(levels) == 1 and not has_missing:
-        return columns.Dropped(name, reason="has one value only")
+        return fields.Dropped(name, reason="has one value only")
     if len(levels) <= max_levels:
-        return columns.Categorical(name, has_missing, tuple(levels.tolist()))
+        return fields.Categorical(name, has_missing, tuple(levels.tolist()))
     if len(values) < 2 * len(levels):
-        return columns.Dropped(name, reason="has another text in nearly every row")
+        return fields.Dropped(name, reason="has another text in nearly every row")
     kept = np.sort(np.argsort(-counts, kind="stable")[:_MOST_LEVELS])
     frequencies = counts[kept] / counts.max()
-    return columns.Categorical(
+    return fields.Categorical(
         name, has_missing, tuple(levels[kept].tolist()), tuple(frequencies.tolist())
     )
