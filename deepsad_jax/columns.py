@@ -18,6 +18,9 @@ import numpy as np
 from deepsad_jax import checks, fields, likeness, preprocessing
 from deepsad_jax.data import frames
 
+# How warnings of what training never had begin, behind the name of the rows.
+UNLIKE = "has values that training never had"
+
 
 @dataclasses.dataclass(frozen=True)
 class Columns(preprocessing.Preprocessing):
@@ -144,7 +147,7 @@ class Columns(preprocessing.Preprocessing):
         for part in checks.chunks(x):
             self._check_values(x[part], name, part.start)
         if said := self._said(self.strange(x)):
-            warnings.warn(f"{name}: {said}", UserWarning, stacklevel=3)
+            warnings.warn(f"{name} {UNLIKE}: {said}", UserWarning, stacklevel=3)
         if len(x) >= likeness.FEWEST and (unlike := self._unlike(likeness.sample(x))):
             warnings.warn(
                 f"{name} looks scaled in another way than the training rows: {unlike}; "
@@ -184,14 +187,13 @@ class Columns(preprocessing.Preprocessing):
         parts = []
         for name, (unknown, gaps) in strange.items():
             if unknown:
-                parts.append(f"column {name!r} has {unknown} texts unknown to training")
+                parts.append(f"{unknown} unknown texts in column {name!r}")
             if gaps:
                 parts.append(
-                    f"column {name!r} lacks {gaps} values, though none in training, so "
-                    "that its usual one counts"
+                    f"{gaps} missing in column {name!r}, for which its usual one counts"
                 )
-        more = f"; and {len(parts) - 5} more such columns" if len(parts) > 5 else ""
-        return "; ".join(parts[:5]) + more
+        more = f" and {len(parts) - 5} more such columns" if len(parts) > 5 else ""
+        return ", ".join(parts[:5]) + more
 
     def _check_values(self, x, name, start):
         for i, column in enumerate(self.columns):

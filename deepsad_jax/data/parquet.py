@@ -27,6 +27,12 @@ def chunks(path: str | os.PathLike, rows: int = 2**16) -> Iterator[Any]:
             yield pyarrow.Table.from_batches([batch])
 
 
+def described(path: str | os.PathLike) -> tuple[Any, int]:
+    """Its schema, of pyarrow, and the number of its rows; Raises as `read`."""
+    with _opened(path) as file:
+        return file.schema_arrow, file.metadata.num_rows
+
+
 def _opened(path):
     try:
         import pyarrow.parquet
