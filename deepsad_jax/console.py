@@ -6,6 +6,7 @@ it in one sentence and an exit status of its own.
 
 import contextlib
 import logging as python_logging
+import math
 import os
 import pathlib
 import re
@@ -58,7 +59,24 @@ def is_shown() -> bool:
     return _newest is not None and not _newest.disable
 
 
-class Stages:
+class _Observer:
+    """What a fit tells of its epochs, as bars."""
+
+    _bar: Any = None
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Leaves the bar as it is."""
+        if self._bar is not None:
+            self._bar.close()
+
+
+class Stages(_Observer):
     """Shows a bar for each stage of a fit, as its observer.
 
     Args:
@@ -67,7 +85,6 @@ class Stages:
 
     def __init__(self, stages: dict[str, int]):
         self._waiting = dict(stages)
-        self._bar = None
         self._next_stage()
 
     def __call__(self, stage: str, done: int, history: dict) -> None:
@@ -84,11 +101,6 @@ class Stages:
         """How many epochs of the stage were shown before."""
         return self._bar.n
 
-    def close(self) -> None:
-        """Leaves the bar as it is."""
-        if self._bar is not None:
-            self._bar.close()
-
     def _next_stage(self) -> None:
         self.close()
         self._bar = None
@@ -97,6 +109,35 @@ class Stages:
             epochs = self._waiting.pop(stage)
             if epochs:  # shown before it has compiled
                 self._bar = bar(epochs, stage, "step" if stage == "fit" else "epoch")
+
+
+class ManyRuns(_Observer):
+    """One bar over all epochs and steps of many runs, all at once or in turn.
+
+    Args:
+        steps: how many there are in all.
+        label: what they are.
+    """
+
+    def __init__(self, steps: int, label: str = "sweep"):
+        self._bar, self._runs = bar(steps, label, "step"), 1
+        self._last: tuple[str, int] = ("", 0)
+
+    def __call__(self, stage: str, done: int, history: dict) -> None:
+        """Takes what a fit, of one or many runs, tells its observer."""
+        # Many runs in one program have leading axes, which may be filled up.
+        series = next(iter(history.values()), None)
+        runs = 1 if series is None else math.prod(series.shape[:-1])
+        last_stage, last_done = self._last
+        fresh = done - (last_done if stage == last_stage and done > last_done else 0)
+        self._last = (stage, done)
+        self._bar.update(fresh * min(runs, self._runs))
+
+    def starts(self, runs: int) -> "ManyRuns":
+        """Says how many runs the next calls speak of; itself."""
+        self._runs = runs
+        self._last = ("", 0)
+        return self
 
 
 class Stop:
@@ -184,17 +225,18 @@ def keep_programs() -> None:
 
 def sentence(error: Exception) -> str | None:
     """What has stopped a command; None for what should not happen."""
-    from deepsad_jax import training
-
     text = str(error)
     # XLA's errors, of several types, begin with a status.
     if isinstance(error, MemoryError) or text.startswith("RESOURCE_EXHAUSTED: "):
         return "error: the memory is full; try smaller batches, or less at once"
-    if isinstance(error, (ValueError, OSError, training.TrainingError)):
+    if isinstance(error, (ValueError, OSError)):
         return f"error: {text}"
-    if isinstance(error, RuntimeError) and "Unable to initialize backend" in text:
-        return f"error: {text}"
-    return None
+    from deepsad_jax import training  # which takes a while
+
+    is_known = isinstance(error, training.TrainingError)
+    if isinstance(error, RuntimeError):
+        is_known |= "Unable to initialize backend" in text
+    return f"error: {text}" if is_known else None
 
 
 def fail(error: Exception, said: str, status: int = 2, *, trace: bool = False) -> None:

@@ -1,11 +1,8 @@
 """Progress bars on the terminal and metrics of each epoch in a file."""
 
 import json
-import math
 import os
 from typing import Any
-
-import numpy as np
 
 from deepsad_jax import console, writing
 from experiments import workdir
@@ -42,33 +39,3 @@ class OneRun(console.Stages):
             with writing.atomic(self._path) as file:
                 file.write("".join(self._lines).encode())
         super().__call__(stage, done, history)
-
-
-class ManyRuns:
-    """One bar over all epochs and steps of all runs of a sweep.
-
-    Args:
-        steps: how many there are.
-    """
-
-    def __init__(self, steps: int):
-        self._bar = console.bar(steps, "sweep", "step")
-        self._last: tuple[str, int] = ("", 0)
-
-    def __call__(self, stage: str, done: int, history: dict) -> None:
-        """Takes what a fit, of one or many runs, tells its observer."""
-        # Many runs in one program have leading axes, which may be filled up.
-        series = next(iter(history.values()), np.zeros(1))
-        runs = math.prod(np.shape(series)[:-1])
-        last_stage, last_done = self._last
-        fresh = done - (last_done if stage == last_stage and done > last_done else 0)
-        self._last = (stage, done)
-        self._bar.update(fresh * min(runs, self._runs))
-
-    def starts(self, runs: int) -> None:
-        """Says how many runs the next calls speak of, all at once or in turn."""
-        self._runs = runs
-        self._last = ("", 0)
-
-    def close(self) -> None:
-        self._bar.close()

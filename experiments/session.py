@@ -56,7 +56,7 @@ PROCESSES = flags.DEFINE_integer("processes", 1, "How many processes there are."
 PROCESS = flags.DEFINE_integer("process", 0, "Which of them this is, from 0.", 0)
 
 # One name for what a command needs.
-OneRun, ManyRuns = progress.OneRun, progress.ManyRuns
+OneRun, ManyRuns = progress.OneRun, console.ManyRuns
 metric_lines = progress.metric_lines
 # After this many seconds without a sign of life, a process counts as dead.
 _SILENCE = 30

@@ -1,8 +1,9 @@
 """Parquet files, by pyarrow."""
 
+import contextlib
 import os
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from typing import IO, Any
 
 from deepsad_jax.data import frames
 
@@ -31,6 +32,39 @@ def described(path: str | os.PathLike) -> tuple[Any, int]:
     """Its schema, of pyarrow, and the number of its rows; Raises as `read`."""
     with _opened(path) as file:
         return file.schema_arrow, file.metadata.num_rows
+
+
+@contextlib.contextmanager
+def extending(
+    file: IO[bytes], schema: Any, added: Iterable[str], as_csv: bool
+) -> Iterator[Callable[[Any, Iterable[Any]], None]]:
+    """Writes tables that have some more columns.
+
+    Args:
+        file: to write to.
+        schema: of the tables.
+        added: names of two columns of float64, and of one of booleans.
+        as_csv: whether to write CSV.
+
+    Returns:
+        Called with a table and the columns that are added, NumPy arrays.
+    """
+    import pyarrow
+    import pyarrow.csv
+    import pyarrow.parquet
+
+    kinds = (pyarrow.float64(), pyarrow.float64(), pyarrow.bool_())
+    for name, kind in zip(added, kinds, strict=True):
+        schema = schema.append(pyarrow.field(name, kind))
+    kind = pyarrow.csv.CSVWriter if as_csv else pyarrow.parquet.ParquetWriter
+    with kind(file, schema) as writer:
+
+        def write(table, columns):
+            arrays = [pyarrow.array(column, from_pandas=True) for column in columns]
+            everything = [*table.columns, *arrays]
+            writer.write_table(pyarrow.table(everything, schema=schema))
+
+        yield write
 
 
 def _opened(path):
