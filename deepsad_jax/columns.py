@@ -146,7 +146,7 @@ class Columns(preprocessing.Preprocessing):
         self.check_shape(x, name, example_shape)
         for part in checks.chunks(x):
             self._check_values(x[part], name, part.start)
-        if said := self._said(self.strange(x)):
+        if said := self.said_of(self.strange(x)):
             warnings.warn(f"{name} {UNLIKE}: {said}", UserWarning, stacklevel=3)
         if len(x) >= likeness.FEWEST and (unlike := self._unlike(likeness.sample(x))):
             warnings.warn(
@@ -183,7 +183,8 @@ class Columns(preprocessing.Preprocessing):
                 found[column.name] = unknown, gaps
         return found
 
-    def _said(self, strange):
+    def said_of(self, strange: dict[str, tuple[int, int]]) -> str:
+        """The same in words; empty if there is nothing of the kind."""
         parts = []
         for name, (unknown, gaps) in strange.items():
             if unknown:
@@ -230,7 +231,8 @@ class Columns(preprocessing.Preprocessing):
         if not jnp.issubdtype(x.dtype, jnp.floating):
             x = x.astype(jnp.float32)
         parts = list(self._parts(x, jnp))
-        order = np.argsort(np.concatenate([places for places, _ in parts]))
+        places = np.concatenate([places for places, _ in parts])
+        order = np.argsort(places).astype(np.int32)
         values = [values.astype(jnp.float32) for _, values in parts]
         return jnp.concatenate(values, axis=1)[:, order]
 
@@ -242,9 +244,10 @@ class Columns(preprocessing.Preprocessing):
             if isinstance(column, (fields.Boolean, fields.Categorical)):
                 values = column.prepared(x[:, i], xp)
                 yield self._starts[i] + np.arange(values.shape[1]), values
-        gaps = np.array([i for i, c in enumerate(self.columns) if c.missing], int)
-        if len(gaps):
+        gaps = [i for i, c in enumerate(self.columns) if c.missing]
+        if gaps:
             sizes = np.array([len(self.columns[i].features) for i in gaps])
+            gaps = np.array(gaps, np.int32)
             yield self._starts[gaps] + sizes - 1, xp.isnan(x[:, gaps])
 
     def _filled(self, x, xp):
@@ -265,7 +268,7 @@ class Columns(preprocessing.Preprocessing):
     @functools.cached_property
     def _starts(self) -> np.ndarray:
         sizes = [len(column.features) for column in self.columns]
-        return np.cumsum([0, *sizes[:-1]])
+        return np.cumsum([0, *sizes[:-1]], dtype=np.int32)
 
     @functools.cached_property
     def _numbered(self) -> list[fields.Numeric]:
@@ -274,7 +277,7 @@ class Columns(preprocessing.Preprocessing):
     @functools.cached_property
     def _numeric(self) -> np.ndarray:
         numeric = [isinstance(column, fields.Numeric) for column in self.columns]
-        return np.flatnonzero(numeric)
+        return np.flatnonzero(numeric).astype(np.int32)
 
     @functools.cached_property
     def _ranges(self) -> preprocessing.MinMax | None:

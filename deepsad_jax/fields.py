@@ -51,8 +51,8 @@ class Column:
         if not self.accepts(found):
             row = int(np.argmin(frames.is_missing(values)))
             raise ValueError(
-                f"column {self.name!r} holds {found} ({values[row]!r} in row {row}); "
-                f"it must hold {self.holds}, as in training"
+                f"column {self.name!r} holds {found} ({_shown(values, row)} in row "
+                f"{row}); it must hold {self.holds}, as in training"
             )
         return self._encoded(values)
 
@@ -159,8 +159,8 @@ class Boolean(Column):
         if strange.any():
             row = int(np.argmax(strange))
             raise ValueError(
-                f"column {self.name!r} has {values[row]!r} in row {row}; it must hold "
-                "booleans, as in training"
+                f"column {self.name!r} has {_shown(values, row)} in row {row}; it "
+                "must hold booleans, as in training"
             )
         return found
 
@@ -264,3 +264,7 @@ def from_json(content: Any) -> Column:
     if fields.keys() != {field.name for field in dataclasses.fields(KINDS[kind])}:
         raise ValueError(f"a column of kind {kind} has other fields: {list(fields)}")
     return KINDS[kind](**fields)
+
+
+def _shown(values: np.ndarray, row: int) -> str:
+    return repr(values[row : row + 1].tolist()[0])
