@@ -13,6 +13,7 @@ import dataclasses
 import inspect
 import os
 import warnings
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import numpy as np
@@ -187,8 +188,14 @@ class Detector(OutlierMixin, BaseEstimator):
                 ensure_min_samples=least,
             )
             return X.astype(np.float64) if X.dtype.kind == "b" else X
-        validation.validate_data(self, X, reset=reset, skip_check_array=True)
-        return frames.read(X, "X")
+        frame = frames.read(X, "X")
+        if not isinstance(X, (frames.Frame, Mapping)):
+            validation.validate_data(self, X, reset=reset, skip_check_array=True)
+        elif reset:  # what scikit-learn does not know; the model checks its names
+            self.n_features_in_ = len(frame.names)
+            if frame.named:
+                self.feature_names_in_ = np.array(frame.names, object)
+        return frame
 
     def score_samples(self, X: Any) -> np.ndarray:
         """Minus the anomaly score of raw rows, `[n]`: higher = more normal.
@@ -196,11 +203,11 @@ class Detector(OutlierMixin, BaseEstimator):
         Raises:
             ValueError: if X does not have the columns of the training.
         """
-        return -self._detector().score(self._checked(X))
+        return -self._detector().score(self._checked(X)).astype(np.float64)
 
     def decision_function(self, X: Any) -> np.ndarray:
         """`score_samples` minus `offset_`, `[n]`: below 0 for anomalies."""
-        return self.score_samples(X).astype(np.float64) - self.offset_
+        return self.score_samples(X) - self.offset_
 
     def predict(self, X: Any) -> np.ndarray:
         """+1 for inliers and -1 for anomalies, `[n]`: those whose p-values are at most
