@@ -6,6 +6,7 @@ model, record = deep_sad.fit(key, data, preprocessing=scaling)
 model.score(fitted, new_frame)
 """
 
+import math
 from typing import Any
 
 import numpy as np
@@ -114,9 +115,12 @@ def _numeric(name, values, missing, scaling) -> fields.Column:
             "or impute such values"
         )
     low, high = float(known.min()), float(known.max())
-    if low == high and not missing.any():
+    if values[~missing].min() == values[~missing].max() and not missing.any():
         return fields.Dropped(name, reason="has one value only")
-    _check_precision(name, values, low, high)
+    _check_range(name, values, low, high)
+    is_unnamed = not name or name.startswith("Unnamed: ")
+    if is_unnamed and (np.diff(np.sort(known)) == 1).all():
+        return fields.Dropped(name, reason="has no name and counts the rows")
     lower, fill, upper = np.quantile(known, (0.05, 0.5, 0.95)).tolist()
     span = (high - low) or 1.0
     ranges = {
@@ -130,14 +134,17 @@ def _numeric(name, values, missing, scaling) -> fields.Column:
         first, third = np.quantile(known, (0.25, 0.75)).tolist()
         ranges["center"] = fill
         ranges["width"] = (third - first) or (upper - lower) or span
-    try:
-        return fields.Numeric(name, bool(missing.any()), **ranges)
-    except ValueError as error:
-        raise ValueError(f"X: {error}, but has from {low} to {high}") from error
+    return fields.Numeric(name, bool(missing.any()), **ranges)
 
 
-def _check_precision(name, values, low, high) -> None:
-    """Raises ValueError if integers lose digits that their range would show."""
+def _check_range(name, values, low, high) -> None:
+    """Raises ValueError for a range that is too wide, or too narrow for the digits that
+    integers have."""
+    if not math.isfinite(high - low):
+        raise ValueError(
+            f"X: column {name!r} has values from {low} to {high}, too far apart for "
+            "float64; rescale it"
+        )
     if values.dtype.kind not in "iu" or max(abs(low), abs(high)) <= 2**53:
         return
     if np.spacing(max(abs(low), abs(high))) > (high - low) * 2.0**-24:
