@@ -14,6 +14,10 @@ from deepsad_jax.detectors import hybrid
 from experiments import build, session, workdir
 
 _REFERENCES = {"ae": "autoencoder", "vae": "VAE", "linear": "linear kernel"}
+_ALL_ROWS = (
+    "all rows are tested, with the model's own preprocessing: the figures are honest "
+    "if it was trained on none of them"
+)
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "scikit-learn")
 
 
@@ -95,7 +99,7 @@ def _figures(made, record, scores, references, tested) -> dict[str, Any]:
         "n_test": len(labels),
         "n_test_outlier": np.sum(labels),
         **record.details,
-        "notes": list(record.notes),
+        "notes": [*record.notes, *([_ALL_ROWS] if made.evaluates else [])],
         "versions": {
             "deepsad_jax": deepsad_jax.__version__,
             "python": platform.python_version(),

@@ -90,6 +90,7 @@ class Reader:
         separator: as given or found.
         header: the text of the line of names, or "".
         line_end: of the first line.
+        rest: the records that are not yet read.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -148,9 +149,9 @@ class Reader:
         numbers = map(self.notation.number, first.cells)
         self.has_names = any(number is None for number in numbers)
         self.names = [str(i) for i in range(len(first.cells))]
-        self.header, self._records = "", itertools.chain([first], found)
+        self.header, self.rest = "", itertools.chain([first], found)
         if self.has_names:
-            self.header, self._records = first.text, found
+            self.header, self.rest = first.text, found
             # As pandas calls columns without a name.
             self.names = [n or f"Unnamed: {i}" for i, n in enumerate(first.cells)]
         for name in self.names:
@@ -168,15 +169,15 @@ class Reader:
         """
         columns = [cells.Column(self.notation) for _ in self.names]
         if self._path is None:  # what can be read once is kept
-            kept = list(self._records)
-            self._records = iter(kept)
+            kept = list(self.rest)
+            self.rest = iter(kept)
             self._look(iter(kept), columns)
         else:
             options = {"separator": self.separator, "decimal": self.notation.decimal}
             with Reader(
                 self._path, **options, missing=self.notation.missing
             ) as another:
-                self._look(another._records, columns)
+                self._look(another.rest, columns)
         try:
             named = zip(self.names, columns, strict=True)
             return {name: column.decided(name) for name, column in named}
@@ -207,7 +208,7 @@ class Reader:
         """
         if kinds is None:
             kinds = self.inferred()
-        while piece := list(itertools.islice(self._records, rows)):
+        while piece := list(itertools.islice(self.rest, rows)):
             lines, _, texts = zip(*piece, strict=True)
             found = {}
             for name, values in zip(self.names, self._columns(piece), strict=True):
