@@ -51,6 +51,10 @@ class Columns(preprocessing.Preprocessing):
     def _hash(self) -> int:
         return hash((self.columns, self.named))
 
+    def __getstate__(self) -> dict[str, Any]:
+        # Hashes of texts are others in another process.
+        return {"columns": self.columns, "named": self.named}
+
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> "Columns":
         """The inverse of `to_json`."""

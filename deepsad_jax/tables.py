@@ -7,6 +7,7 @@ model.score(fitted, new_frame)
 """
 
 import math
+import re
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,10 @@ from deepsad_jax import checks, columns, fields, preprocessing
 from deepsad_jax.data import frames
 
 SCALINGS = ("minmax", "robust")
+_DATE = re.compile(
+    r"(\d{4}[-/.]\d{1,2}[-/.]\d{1,2}|\d{1,2}[-/.]\d{1,2}[-/.]\d{4})([T ].*)?$"
+    r"|\d{1,2}:\d{2}(:\d{2}(\.\d+)?)?( ?[AaPp][Mm])?$"
+)
 _MOST_LEVELS = 4096  # the most frequent texts that are told apart
 
 
@@ -156,6 +161,11 @@ def _check_range(name, values, low, high) -> None:
 
 def _categorical(name, values, has_missing, max_levels) -> fields.Column:
     levels, counts = np.unique(values.astype(str), return_counts=True)
+    if all(_DATE.match(level) for level in levels):
+        raise ValueError(
+            f"X: column {name!r} holds dates or times, such as {str(levels[0])!r}; "
+            f"leave it out, or {frames.ADVICE}"
+        )
     if len(levels) == 1 and not has_missing:
         return fields.Dropped(name, reason="has one value only")
     if len(levels) <= max_levels:

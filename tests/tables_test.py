@@ -125,6 +125,21 @@ def test_wide_integers_are_taken_if_their_range_is_wide():
         ({"a": [1, 1], "b": ["x", "x"]}, {}, "X: no column carries anything"),
         ({"a": [1, np.inf]}, {}, "column 'a' contains inf .row 1., infinity"),
         ({"a": [-1.7e308, 1.7e308]}, {}, "X: column 'a' .*too far apart for float64"),
+        (
+            {"t": ["2026-11-28", "2026-1-2 10:30"]},
+            {},
+            "'t' holds dates.*leave it out, or",
+        ),
+        (
+            {"t": ["28.11.2026", None, "1/2/2026"]},
+            {},
+            "'t' holds dates or times, such as",
+        ),
+        (
+            {"t": ["10:30", "9:15:01 PM"]},
+            {},
+            "hours since a start or the day of the week",
+        ),
         (np.zeros((2, 4, 4, 1)), {"scaling": "robust"}, "robust, which is for tables"),
     ],
 )

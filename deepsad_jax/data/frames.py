@@ -19,9 +19,7 @@ import numpy as np
 NUMBER, BOOLEAN, TEXT, MISSING = "numbers", "booleans", "texts", "nothing"
 _DATES = (datetime.date, datetime.time, datetime.timedelta, np.datetime64)
 _DATES = (*_DATES, np.timedelta64)
-_ADVICE = (
-    "give numbers made of them, such as hours since a start or the day of the week"
-)
+ADVICE = "give numbers made of them, such as hours since a start or the day of the week"
 WORDS = {"true": 1.0, "yes": 1.0, "false": 0.0, "no": 0.0}
 _NO_VALUES = ("NAType", "NaTType")  # of pandas, which need not be there
 
@@ -238,7 +236,7 @@ def _of_series(name: str, series: Any) -> np.ndarray:
     if kind == nw.Object:
         return _objects(name, series.to_list(), missing)
     if kind.is_temporal():
-        raise ValueError(f"column {name!r} holds dates or times ({kind}); {_ADVICE}")
+        raise ValueError(f"column {name!r} holds dates or times ({kind}); {ADVICE}")
     raise ValueError(
         f"column {name!r} holds values of type {kind}; it must hold numbers, booleans "
         "or texts"
@@ -258,7 +256,7 @@ def _column(name: str, values: Any) -> np.ndarray:
     if values.ndim != 1:
         raise ValueError(f"column {name!r} has shape {values.shape}; it must be [n]")
     if values.dtype.kind in "mM":
-        raise ValueError(f"column {name!r} holds dates or times; {_ADVICE}")
+        raise ValueError(f"column {name!r} holds dates or times; {ADVICE}")
     if values.dtype.kind == "b":
         return values
     if values.dtype.kind in "iu":
@@ -326,7 +324,7 @@ def _kind_of_type(name: str, kind: type) -> str | None:
     if issubclass(kind, (bool, np.bool_)):
         return BOOLEAN
     if issubclass(kind, _DATES) or kind.__name__ == "Timestamp":
-        raise ValueError(f"column {name!r} holds dates or times; {_ADVICE}")
+        raise ValueError(f"column {name!r} holds dates or times; {ADVICE}")
     if issubclass(kind, str):
         return TEXT
     if issubclass(kind, numbers.Real) or kind.__name__ == "Decimal":
