@@ -22,7 +22,7 @@ from deepsad_jax.data import cells, frames
 
 SEPARATORS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "pipe"}
 _SNIFFED = 50  # records
-_ROWS = 2**14  # that are looked at at once
+_ROWS = 2**11  # that are looked at at once, while they are in the processor's cache
 
 Source = str | os.PathLike | IO[str]
 
@@ -51,8 +51,8 @@ class Chunk(NamedTuple):
     """
 
     frame: frames.Frame
-    records: tuple[str, ...]
-    lines: tuple[int, ...]
+    records: list[str]
+    lines: list[int]
 
 
 def read(source: Source, **options: Any) -> frames.Frame:
@@ -208,22 +208,35 @@ class Reader:
         """
         if kinds is None:
             kinds = self.inferred()
-        while piece := list(itertools.islice(self.rest, rows)):
-            lines, _, texts = zip(*piece, strict=True)
-            found = {}
-            for name, values in zip(self.names, self._columns(piece), strict=True):
-                kind = kinds.get(name, frames.TEXT)
-                try:
-                    found[name] = self.notation.converted(values, kind)
-                except cells.CellError as error:
-                    raise ValueError(
-                        f"{self.where}, line {lines[error.index]}, column {name!r}: "
-                        f"{error}; it must hold {kind}, as the column does elsewhere"
-                    ) from error
-            yield Chunk(frames.Frame(found, self.has_names), texts, lines)
+        while True:
+            parts, texts, lines = [], [], []
+            left = itertools.islice(self.rest, rows)
+            while piece := list(itertools.islice(left, _ROWS)):
+                parts.append(self._converted(piece, kinds))
+                texts += [record.text for record in piece]
+                lines += [record.line for record in piece]
+            if not parts:
+                return
+            found = zip(self.names, zip(*parts, strict=True), strict=True)
+            columns = {name: np.concatenate(values) for name, values in found}
+            yield Chunk(frames.Frame(columns, self.has_names), texts, lines)
+
+    def _converted(self, piece, kinds):
+        """The values of each column."""
+        found = []
+        for name, values in zip(self.names, self._columns(piece), strict=True):
+            kind = kinds.get(name, frames.TEXT)
+            try:
+                found.append(self.notation.converted(values, kind))
+            except cells.CellError as error:
+                raise ValueError(
+                    f"{self.where}, line {piece[error.index].line}, column {name!r}: "
+                    f"{error}; it must hold {kind}, as the column does elsewhere"
+                ) from error
+        return found
 
     def _columns(self, piece):
-        """Columns of records."""
+        """The cells of each column."""
         width = len(self.names)
         for line, found, _ in piece:
             if len(found) != width:
@@ -232,7 +245,8 @@ class Reader:
                     f"{self.where}, line {line} has {len(found)} cells, not {width}, "
                     f"separated by a {called}"
                 )
-        return list(zip(*(record.cells for record in piece), strict=True))
+        flat = list(itertools.chain.from_iterable(record.cells for record in piece))
+        return [flat[i::width] for i in range(width)]
 
 
 def extended(
@@ -280,12 +294,15 @@ def records(lines: Iterable[str], separator: str, where: str) -> Iterator[Record
     )
     try:
         for found in reader:
-            text = "".join(taken).rstrip("\r\n")
+            text = "".join(taken) if len(taken) > 1 else taken[0]
             taken.clear()
+            text = text.rstrip("\r\n")
             if not text.isascii():
                 _check_text(text, first, where)
-            if len(found) > 1 or (found and found[0].strip()):
-                yield Record(first, [cell.strip() for cell in found], text)
+            if " " in text or not text.isprintable():
+                found = [cell.strip() for cell in found]
+            if len(found) > 1 or (found and found[0]):
+                yield Record(first, found, text)
             first = reader.line_num + 1
     except csv.Error as error:
         what = "a quote is opened that is never closed"
