@@ -33,6 +33,7 @@ _MODULES = (
     "epochs",
     "estimators",
     "evaluation",
+    "fields",
     "generative",
     "held_out",
     "kernels",

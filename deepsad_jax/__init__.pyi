@@ -8,6 +8,7 @@ from deepsad_jax import dual as dual
 from deepsad_jax import epochs as epochs
 from deepsad_jax import estimators as estimators
 from deepsad_jax import evaluation as evaluation
+from deepsad_jax import fields as fields
 from deepsad_jax import generative as generative
 from deepsad_jax import held_out as held_out
 from deepsad_jax import kernels as kernels
