@@ -107,6 +107,9 @@ def get_config(method: str = "deep_sad") -> ml_collections.ConfigDict:
     data.name = "digits"
     # Folder looked in first, for NAME.npz, NAME.mat or NAME.csv; downloads go there.
     data.dir = ""
+    # The column of a .csv file that holds the labels: its name, or its number from 1
+    # where the file has no names; "" takes the column label, else y.
+    data.label = ""
     # Who is known: paper, by the fields below, or adbench, the protocol of ADBench
     # (deepsad_jax/data/adbench.py), which takes ratio_known_outlier of the anomalies.
     data.protocol = "paper"

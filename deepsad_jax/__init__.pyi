@@ -1,9 +1,16 @@
+from deepsad_jax import calibrated as calibrated
 from deepsad_jax import checkpoints as checkpoints
+from deepsad_jax import columns as columns
 from deepsad_jax import data as data
+from deepsad_jax import decisions as decisions
 from deepsad_jax import detectors as detectors
 from deepsad_jax import dual as dual
 from deepsad_jax import epochs as epochs
+from deepsad_jax import estimators as estimators
+from deepsad_jax import evaluation as evaluation
+from deepsad_jax import fields as fields
 from deepsad_jax import generative as generative
+from deepsad_jax import held_out as held_out
 from deepsad_jax import kernels as kernels
 from deepsad_jax import labels as labels
 from deepsad_jax import layers as layers
@@ -18,6 +25,7 @@ from deepsad_jax import parallel as parallel
 from deepsad_jax import preprocessing as preprocessing
 from deepsad_jax import selection as selection
 from deepsad_jax import streams as streams
+from deepsad_jax import tables as tables
 from deepsad_jax import torch_weights as torch_weights
 from deepsad_jax import training as training
 from deepsad_jax import values as values

@@ -279,8 +279,9 @@ class Trainer:
     def example(self) -> jax.ShapeDtypeStruct:
         """One example, as an objective sees it."""
         first = self.sets[0]
-        x = first.example if isinstance(first, streams.Stream) else first.x
-        return jax.ShapeDtypeStruct((1, *x.shape[1:]), jnp.float32)
+        is_stream = isinstance(first, streams.Stream)
+        shape = first.shape if is_stream else first.x.shape[1:]
+        return jax.ShapeDtypeStruct((1, *shape), jnp.float32)
 
     def init(self, objective: Any, use: str) -> Variables:
         """Initial variables of an objective, from the key of that use."""

@@ -3,13 +3,17 @@
 Other libraries write 1 for an anomaly; what could be meant so is refused or warned of.
 """
 
+import collections
+import math
+import numbers
 import warnings
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from deepsad_jax import checks
+from deepsad_jax.data import frames
 
 MEANINGS = {1: "known normal", 0: "unlabeled", -1: "known anomaly"}
 
@@ -72,15 +76,119 @@ def semi_targets(labels: Any, *, normal: Any = (), anomaly: Any = ()) -> np.ndar
         raise ValueError(f"labels has shape {labels.shape}; it must be [n]")
     result = np.zeros(len(labels), np.int8)
     for name, chosen, meaning in (("normal", normal, 1), ("anomaly", anomaly, -1)):
-        is_one = isinstance(chosen, (str, bytes)) or not isinstance(chosen, Iterable)
-        for value in [chosen] if is_one else chosen:
-            rows = np.fromiter((label == value for label in labels), bool, len(labels))
+        for value in _values(chosen):
+            same = (_is_same(label, value) for label in labels.tolist())
+            rows = np.fromiter(same, bool, len(labels))
             if not rows.any():
                 raise ValueError(f"{name} is {value!r}, which no label is")
             if (result[rows] == -meaning).any():
                 raise ValueError(f"{value!r} is both normal and anomaly; choose one")
             result[rows] = meaning
     return result
+
+
+class Split(NamedTuple):
+    """A table without its column of labels.
+
+    Attributes:
+        semi_targets: `[n]` int8.
+        rest: the other columns.
+        others: values of the column that mean nothing, and how often they occur; such
+            rows are unlabeled, like those of empty cells.
+    """
+
+    semi_targets: np.ndarray
+    rest: frames.Frame
+    others: dict[str, int]
+
+
+def split_labels(
+    table: Any,
+    label: str,
+    *,
+    normal: Any = (),
+    anomaly: Any = (),
+    must_occur: bool = True,
+) -> Split:
+    """Takes what an expert knows of the rows from a column of a table.
+
+    Numbers and texts are equal that are written alike: "1", 1 and 1.0.
+
+    Args:
+        table: of any kind that `frames.read` takes.
+        label: name of the column.
+        normal: the value, or the values, of the rows that are known to be normal.
+        anomaly: those of the known anomalies.
+        must_occur: whether each of these must be there.
+
+    Raises:
+        ValueError: if there is no such column, or a value means both or does not occur.
+    """
+    frame = frames.read(table, "the table")
+    if label not in frame.columns:
+        known = ", ".join(map(repr, frame.names[:20]))
+        raise ValueError(f"label is {label!r}, but the columns are {known}")
+    meanings: dict[str, int] = {}
+    for name, chosen, meaning in (("normal", normal, 1), ("anomaly", anomaly, -1)):
+        for value in _values(chosen):
+            text = written(value)
+            if text is None:
+                raise ValueError(
+                    f"{name} is {value!r}, but empty cells are always unlabeled"
+                )
+            if meanings.setdefault(text, meaning) != meaning:
+                raise ValueError(f"{value!r} is both normal and anomaly; choose one")
+    values, inverse = np.unique(
+        np.array([written(v) or "" for v in frame[label].tolist()], object),
+        return_inverse=True,
+    )
+    found = collections.Counter(values[inverse].tolist())
+    found.pop("", None)
+    for text, meaning in meanings.items():
+        if must_occur and text not in found:
+            name = "normal" if meaning == 1 else "anomaly"
+            known = ", ".join(f"{v} ({n} times)" for v, n in found.most_common(10))
+            raise ValueError(
+                f"{name} is {text!r}, which does not occur in column {label!r}; its "
+                f"values are {known or 'all empty'}"
+            )
+    codes = np.array([meanings.get(value, 0) for value in values], np.int8)
+    others = {v: n for v, n in found.most_common() if v not in meanings}
+    return Split(codes[inverse], frame.without(label), others)
+
+
+def written(value: Any) -> str | None:
+    """A label as a text: "1" for 1, 1.0 and "1", "true" for True; None if empty."""
+    if value is None or type(value).__name__ == "NAType":
+        return None
+    if isinstance(value, (bool, np.bool_)):
+        return str(value).lower()
+    if isinstance(value, str):
+        value = value.strip()
+        if value.lower() in ("true", "false"):
+            return value.lower()
+        try:
+            number = float(value) if "_" not in value else math.nan
+        except ValueError:
+            return value or None
+        if not math.isfinite(number):
+            return value
+        value = number
+    if isinstance(value, numbers.Real):
+        if math.isnan(value):
+            return None
+        return str(int(value)) if value == int(value) else repr(float(value))
+    return str(value)
+
+
+def _values(chosen: Any) -> list[Any]:
+    is_one = isinstance(chosen, (str, bytes)) or not isinstance(chosen, Iterable)
+    return [chosen] if is_one else list(chosen)
+
+
+def _is_same(label: Any, value: Any) -> bool:
+    text = written(label)
+    return text is not None and (label == value or text == written(value))
 
 
 def integers(

@@ -14,7 +14,7 @@ import functools
 import importlib.metadata
 import os
 import platform
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import flax.core
@@ -55,7 +55,7 @@ class Model:
         preprocessing: what is applied to raw rows.
         base: the model it started from, such as the autoencoder of Deep SAD; reference
             scores are `score(model.base, x)`.
-        info: `method`, the `shape` of an example, the meaning of `labels`, `versions`.
+        info: `method`, `shape` of a raw example, meaning of the `labels`, `versions`.
     """
 
     variables: dict[str, Any]
@@ -88,13 +88,13 @@ def make(
         method: its name.
         objective, variables, base: as in `Model`.
         scaling: its preprocessing.
-        shape: of a raw example.
+        shape: of an example, raw or prepared.
         versions: of the packages that made it; today's by default.
     """
     if versions is None:
         versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
         versions |= {"deepsad_jax": __version__, "python": platform.python_version()}
-    info = {"method": method, "shape": tuple(shape), "labels": MEANING}
+    info = {"method": method, "shape": scaling.raw(shape), "labels": MEANING}
     info = flax.core.freeze({**info, "versions": versions})
     return Model(jax.device_get(variables), objective, scaling, base, info)
 
@@ -106,9 +106,10 @@ def score(model: Model, x: Any, *, plan: parallel.Plan | None = None) -> np.ndar
     Args:
         model: from a fit, or from `load`.
         x: raw rows `[n, ...]`, scaled as those of the training (the model prepares
-            them), or an iterable of batches of such, `x` or `(x, semi_targets)`. Where
-            the model or x is traced by `jit`, `vmap` or `grad`, the result is traced,
-            too, and nothing can be checked.
+            them), a table with the columns of the training, or an iterable of batches
+            of such, `x` or `(x, semi_targets)`. Where the model or x is traced by
+            `jit`, `vmap` or `grad`, the result is traced, too, and nothing can be
+            checked; tables are then encoded before, see `columns`.
         plan: devices that share the work, `parallel.split_batch()`.
 
     Raises:
@@ -129,7 +130,8 @@ def embed(model: Model, x: Any, *, plan: parallel.Plan | None = None) -> np.ndar
 
 
 def _apply(model, name, x, plan):
-    leaves = [x, *jax.tree.leaves(_checked(model))]
+    x = _checked(model).preprocessing.encoded(x)
+    leaves = [x, *jax.tree.leaves(model)]
     if any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
         model.preprocessing.check_shape(x, "x", tuple(model.info["shape"]))
         prepared = training.as_float(model.preprocessing(x))
@@ -180,11 +182,12 @@ def save(model: Model, folder: str | os.PathLike) -> None:
         FileExistsError: if the folder exists.
         OSError: if it cannot be written.
     """
-    leaves, meta = _described(_checked(model))
+    leaves, meta = described(_checked(model))
     checkpoints.write(folder, leaves, {"format": 2, **meta})
 
 
-def _described(model):
+def described(model: Model) -> tuple[list[np.ndarray], dict[str, Any]]:
+    """A model as arrays and JSON, the inverse of `rebuilt`."""
     paths, leaves = [], []
     flat, _ = jax.tree_util.tree_flatten_with_path(model.variables)
     for path, leaf in flat:
@@ -198,7 +201,7 @@ def _described(model):
         "base": None,
     }
     if model.base is not None:
-        more, meta["base"] = _described(model.base)
+        more, meta["base"] = described(model.base)
         leaves += more
     return leaves, meta
 
@@ -222,6 +225,15 @@ def load(
         ValueError: if it does not hold a whole model, or one of other modules.
     """
     leaves, meta = checkpoints.read(folder)
+    own = parts_of_own(encoder, decoder, loss)
+    with refusing(folder):
+        if "format" not in meta:
+            return _verified(version_0_1.model(leaves, meta, make))
+        return rebuilt(leaves, meta, own)
+
+
+def parts_of_own(encoder: Any, decoder: Any, loss: Any) -> dict[str, Any]:
+    """What `load` was given, as fields that `rebuilt` takes."""
     own = {"encoder": encoder, "decoder": decoder}
     own = {n: modules.network(m, n) for n, m in own.items() if m is not None}
     if loss is not None:
@@ -229,22 +241,32 @@ def load(
         if not callable(loss):
             raise ValueError(f"loss is {loss!r}; it must be a function")
         own["loss_function"] = loss
+    return own
+
+
+@contextlib.contextmanager
+def refusing(folder: str | os.PathLike) -> Iterator[None]:
+    """Turns whatever a changed file may lead to into a ValueError."""
     try:
-        if "format" not in meta:
-            return _verified(version_0_1.model(leaves, meta, make))
-        return _verified(_rebuilt(leaves, meta, own))
-    except Exception as error:  # whatever else a changed file may lead to
+        yield
+    except Exception as error:
         reason = checkpoints.reason(error).replace("loss_function", "loss")
         raise ValueError(f"{folder} does not hold a whole model: {reason}") from error
+
+
+def rebuilt(leaves: Any, meta: dict[str, Any], own: dict[str, Any]) -> Model:
+    """The model of what `described` gives, verified; more leaves may follow."""
+    return _verified(_rebuilt(leaves, meta, own))
 
 
 def _rebuilt(leaves, meta, own):
     objective = values.from_json(meta["objective"], own)
     info = {**meta["info"], "shape": tuple(meta["info"]["shape"])}
     count = len(meta["paths"])
-    variables = _restored(objective, leaves[:count], meta["paths"], info["shape"])
-    base = _rebuilt(leaves[count:], meta["base"], own) if meta["base"] else None
     scaling = preprocessing.from_json(meta["preprocessing"])
+    shape = scaling.features(info["shape"])
+    variables = _restored(objective, leaves[:count], meta["paths"], shape)
+    base = _rebuilt(leaves[count:], meta["base"], own) if meta["base"] else None
     return Model(variables, objective, scaling, base, flax.core.freeze(info))
 
 
@@ -277,6 +299,8 @@ def _verified(model):
             raise ValueError(f"its array {path} has values that are not finite")
     example = jax.ShapeDtypeStruct((1, *shape), np.float32)
     model.preprocessing.check_shape(example, "an example of its training")
+    shape = model.preprocessing.features(shape)
+    example = jax.ShapeDtypeStruct((1, *shape), np.float32)
     if hasattr(model.objective, "init"):
         expected = _arrays(_initial(model.objective, shape))
         for path in sorted(found.keys() | expected.keys()):

@@ -19,13 +19,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from deepsad_jax import checks
+from deepsad_jax import checks, likeness
 
 # Values further from a column's training minimum, in widths of its training part, would
 # overflow float32 once they are squared.
 _FARTHEST = 1e12
-_ROWS, _VALUES = 4096, 2**20  # so many say how a column is distributed
-_FEWEST = 8  # rows that may look scaled in another way
 _BYTE = np.float32(1 / 255)  # XLA multiplies by this, too, where it reads / 255
 
 
@@ -68,8 +66,8 @@ class Preprocessing:
                 if self._is_far(x[part]).any():
                     checks.check_finite(x, name)
                     self._refuse_far(x, name)
-        if len(x) >= _FEWEST:
-            unlike = self._unlike(_sample(x))
+        if len(x) >= likeness.FEWEST:
+            unlike = self._unlike(likeness.sample(x))
             if unlike:
                 warnings.warn(
                     f"{name} looks scaled in another way than the training rows: "
@@ -78,6 +76,18 @@ class Preprocessing:
                     stacklevel=3,
                 )
         return x
+
+    def encoded(self, x: Any, name: str = "x") -> Any:
+        """Rows as an array, where they are a table whose columns are known."""
+        return x
+
+    def features(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape of a prepared example, from that of a raw one."""
+        return tuple(shape)
+
+    def raw(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape of a raw example, from that of a raw or a prepared one."""
+        return tuple(shape)
 
     def to_json(self) -> dict[str, Any]:
         """Its kind and fields, for `from_json`."""
@@ -243,8 +253,9 @@ class MinMax(Preprocessing):
             fitted = cls(tuple(low.tolist()), tuple(high.tolist()))
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from error
-        sample = fitted(_sample(flat))
-        lower, upper = np.quantile(sample, (0.05, 0.95), axis=0).tolist()
+        lower, upper = np.quantile(
+            fitted(likeness.sample(flat)), (0.05, 0.95), axis=0
+        ).tolist()
         return dataclasses.replace(fitted, lower=tuple(lower), upper=tuple(upper))
 
     @functools.cached_property
@@ -302,35 +313,9 @@ class MinMax(Preprocessing):
         )
 
     def _unlike(self, x):
-        # Held-out rows, anomalies alone and small batches of 28 real tables pass; most
-        # of the same tables do not once they are standardized, min-maxed or in another
-        # unit.
-        fewest = 3 if x.ndim == 2 else 1  # an image says much of its one channel
-        x = x.reshape(-1, x.shape[-1])
-        z = self._scaled(x)
-        quarters = np.quantile(z, (0.25, 0.75), axis=0)
-        width = np.subtract(*np.quantile(z, (0.95, 0.05), axis=0))
-        typical = np.subtract(self.upper, self.lower) if self.lower else 0.0 * width
-        off = (quarters[0] < 0) | (quarters[1] > 1)
-        off |= ((typical > 0) & (width > 50 * typical)) | (np.abs(z).max(axis=0) > 50)
-        if off.mean() >= 0.2:
-            return f"{off.sum()} of {len(off)} columns lie mostly outside of its range"
-        # Constant columns say nothing of their width, and few columns too little.
-        moving = (typical > 0) & (z.max(axis=0) > z.min(axis=0))
-        if moving.sum() < fewest:
-            return ""
-        width, x = width[moving] / typical[moving], x[:, moving].astype(np.float64)
-        if len(x) >= 50 and np.mean(width < 0.01) >= 0.9:
-            return "nearly all columns fill less than 1 % of its range"
-        in_unit = x.min() >= -0.1 and x.max() <= 1.1
-        was_in_unit = min(self.low) >= -0.1 and max(self.high) <= 1.1
-        if in_unit and not was_in_unit and np.mean(width < 0.3) >= 0.8:
-            return "they lie in [0, 1], as if they had been scaled already"
-        mean, deviation = np.abs(x.mean(axis=0)), x.std(axis=0)
-        standard = (mean < 0.5) & (deviation > 0.5) & (deviation < 2)
-        if standard.mean() >= 0.8 and np.mean(width < 0.3) >= 0.5:
-            return "they have mean 0 and deviation 1, as if they had been standardized"
-        return ""
+        rows = x.reshape(-1, x.shape[-1])
+        ranges = (self.low, self.high, self.lower, self.upper)
+        return likeness.unlike(rows, self._scaled(rows), *ranges, x.ndim > 2)
 
 
 KINDS = {cls.kind: cls for cls in (Bytes, Unchanged, MinMax)}
@@ -393,6 +378,10 @@ def from_json(content: Any) -> Preprocessing:
         ValueError: if it is not what `to_json` writes.
     """
     kind = content.get("kind") if isinstance(content, dict) else None
+    if kind == "columns":
+        from deepsad_jax import columns  # which stands on this module
+
+        return columns.Columns.from_json(content)
     if not isinstance(kind, str) or kind not in KINDS:
         raise ValueError(
             f"the preprocessing is of kind {kind!r}; known are {', '.join(KINDS)}"
@@ -404,10 +393,6 @@ def from_json(content: Any) -> Preprocessing:
             f"the preprocessing {kind} has fields {sorted(fields)}, not {sorted(names)}"
         )
     return KINDS[kind](**fields)
-
-
-def _sample(x: np.ndarray) -> np.ndarray:
-    return x[:: max(1, min(len(x) // _FEWEST, max(len(x) // _ROWS, x.size // _VALUES)))]
 
 
 def _is_number(value: Any) -> bool:

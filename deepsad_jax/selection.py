@@ -137,6 +137,7 @@ class Shallow(methods.Method):
 
         x, semi_targets = examples(run.data)
         scaling = run.preprocessing or preprocessings.auto(x)
+        x = scaling.check(x, "x")
         selection_set = run.selection_set
         if selection_set is not None:
             few, labels = selection_set

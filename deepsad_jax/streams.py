@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from deepsad_jax import checks, labels, preprocessing
+from deepsad_jax.data import frames
 
 
 class Stream:
@@ -31,7 +32,7 @@ class Stream:
         scaling: applied to `x`; None to find it in a survey.
 
     Attributes:
-        example: the first rows, as they come.
+        example: the first rows, as they come; encoded, if they are a table.
         steps: number of batches in a pass, 0 if it was not needed.
         preprocessing: what is applied to `x`.
         has_anomalies: whether there are known anomalies, as far as it is known.
@@ -73,6 +74,11 @@ class Stream:
             begun = self._pass()
             self._begun = itertools.chain([next(begun)], begun)
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of a prepared example."""
+        return self.preprocessing.features(self.example.shape[1:])
+
     def _pass(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         source = self._source() if callable(self._source) else self._source
         if not hasattr(source, "__iter__"):
@@ -87,7 +93,10 @@ class Stream:
                     f"batch {number} of data is a {type(batch).__name__}; it must be "
                     "(x, semi_targets); whole arrays go through training_set"
                 )
-            x = checks.rows(batch[0], f"x of batch {number}")
+            name, x = f"x of batch {number}", batch[0]
+            if self.preprocessing is not None:
+                x = self.preprocessing.encoded(x, name)
+            x = checks.rows(x, name)
             if self.example is None:
                 self.example = x[:1]
             if x.shape[1:] != self.example.shape[1:] or x.dtype != self.example.dtype:
@@ -149,4 +158,5 @@ def _is_bytes(x: np.ndarray) -> bool:
 def chunks(source: Any) -> Iterator[np.ndarray]:
     """The inputs of an iterable of batches, `x` or `(x, semi_targets)`."""
     for batch in source() if callable(source) else source:
-        yield np.asarray(batch[0] if isinstance(batch, (tuple, list)) else batch)
+        x = batch[0] if isinstance(batch, (tuple, list)) else batch
+        yield x if frames.is_table(x) else np.asarray(x)

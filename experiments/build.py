@@ -36,6 +36,7 @@ SHALLOW = ("ssad", "ocsvm", "kde", "isoforest")
 # Where an option stands in a config, if not under its own name at the top.
 _PLACES = {
     "initial": "load_model",
+    "label": "data.label",
     "nu": "train.nu",
     "record_groups": "train.record_groups",
     "alpha": "m2.alpha",
@@ -58,6 +59,7 @@ class Experiment(NamedTuple):
         options: the method, one of `detectors.METHODS` or a hybrid.
         label: which column is the label, and what its values mean.
         plan: the devices that share each batch.
+        evaluates: whether a model is only evaluated, on data that are new to it.
     """
 
     config: ConfigDict
@@ -65,6 +67,7 @@ class Experiment(NamedTuple):
     options: Any
     label: str
     plan: parallel.Plan
+    evaluates: bool = False
 
     @property
     def run(self) -> methods.Run:
@@ -94,14 +97,18 @@ def experiment(config: ConfigDict) -> Experiment:
     name, folder = config.data.name, config.data.dir
     paths = [name, *(os.path.join(folder, name + end) for end in sources.SUFFIXES)]
     stamps = [(s.st_mtime_ns, s.st_size) for p in paths if (s := _stat(p))]
-    source = _source(name, folder, tuple(stamps))
-    drawn = protocol_of(config)
-    problem = _problem(config, source, drawn)
+    with _named(config):
+        source = _source(name, folder, config.data.label, tuple(stamps))
+    drawn, evaluates = protocol_of(config), _evaluates(config)
+    if evaluates:
+        problem = protocol.whole(source, drawn)
+    else:
+        problem = _problem(config, source, drawn)
     with _named(config):
         plan = parallel.split_batch(config.devices or jax.device_count())
         options = options_of(config, problem)
         label = protocol.describe(source, drawn)
-        made = Experiment(config, problem, options, label, plan)
+        made = Experiment(config, problem, options, label, plan, evaluates)
         try:
             options.check(made.run, plan.share)
         except (TypeError, AttributeError, IndexError, KeyError) as error:
@@ -110,7 +117,7 @@ def experiment(config: ConfigDict) -> Experiment:
                 "encoder, decoder or loss of your own cannot be computed for examples "
                 f"of shape {problem.x_train.shape[1:]} ({error})"
             ) from error
-    if config.load_model:
+    if config.load_model and not evaluates:
         _check_overlap(config, problem)
     return made
 
@@ -133,10 +140,27 @@ def _problem(config, source, drawn) -> protocol.Problem:
     return problem._replace(preprocessing=preprocessing.standard(rows))
 
 
+def _evaluates(config: ConfigDict) -> bool:
+    """Whether a model, with its own preprocessing, is only evaluated on other data than
+    those it was trained on."""
+    path = pathlib.Path(config.load_model)
+    trains = config.train.epochs and config.method not in ("autoencoder", "vae")
+    if not config.load_model or config.hybrid or trains or not path.is_dir():
+        return False
+    found = _loaded(config.load_model)
+    if found.info["versions"]["deepsad_jax"] == "0.1":  # which kept no scaling
+        return False
+    is_whole = found.info["method"] == config.method
+    before = _trained_on(config)
+    if before is None or not is_whole:
+        return is_whole
+    return os.path.realpath(before["name"]) != os.path.realpath(config.data.name)
+
+
 @functools.lru_cache(maxsize=2)
-def _source(name: str, folder: str, stamps: tuple) -> sources.Source:
+def _source(name: str, folder: str, label: str, stamps: tuple) -> sources.Source:
     del stamps  # a file that has changed is another one
-    return sources.load(name, folder or None)
+    return sources.load(name, folder or None, label=label)
 
 
 def _stat(path: str) -> os.stat_result | None:
@@ -221,9 +245,7 @@ def _initial(config: ConfigDict, problem: protocol.Problem) -> model.Model | Non
     if not path:
         return None
     if pathlib.Path(path).is_dir():
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "this model was saved by version 0.1")
-            found = model.load(path)
+        found = _loaded(path)
         if found.info["versions"]["deepsad_jax"] == "0.1":  # which kept no scaling
             found = _scaled_by(found, problem.preprocessing)
     else:
@@ -240,6 +262,12 @@ def _initial(config: ConfigDict, problem: protocol.Problem) -> model.Model | Non
     return found
 
 
+def _loaded(path: str) -> model.Model:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "this model was saved by version 0.1")
+        return model.load(path)
+
+
 def _scaled_by(found: model.Model, scaling: Any) -> model.Model:
     """A model that did not keep the scaling of its table, with another one."""
     base = found.base and _scaled_by(found.base, scaling)
@@ -248,13 +276,8 @@ def _scaled_by(found: model.Model, scaling: Any) -> model.Model:
 
 def _check_overlap(config: ConfigDict, problem: protocol.Problem) -> None:
     """Raises ValueError if a loaded model was trained on rows of this test set."""
-    folder = pathlib.Path(config.load_model).absolute().parent
-    path = folder / "config.json"
-    if not path.is_file():
+    if (before := _trained_on(config)) is None:
         return
-    with _damaged_is_value_error(path):
-        saved = json.loads(path.read_text())["data"]
-        before = {name: saved[name] for name in ("name", "normal_class")}
     for name in ("name", "normal_class"):
         if before[name] != config.data[name]:
             if not config.hybrid:
@@ -263,7 +286,7 @@ def _check_overlap(config: ConfigDict, problem: protocol.Problem) -> None:
                 f"config.load_model {config.load_model} was trained with data.{name} "
                 f"{before[name]}, but config.data.{name} is {config.data[name]}"
             )
-    path = folder / "scores.npz"
+    path = pathlib.Path(config.load_model).absolute().parent / "scores.npz"
     if not path.is_file():
         return
     with _damaged_is_value_error(path), np.load(path, allow_pickle=False) as scores:
@@ -274,6 +297,16 @@ def _check_overlap(config: ConfigDict, problem: protocol.Problem) -> None:
             "split, so that its training set overlaps this test set; use the "
             "seed of that run"
         )
+
+
+def _trained_on(config: ConfigDict) -> dict[str, Any] | None:
+    """`data.name` and `data.normal_class` of the run that a loaded model is from."""
+    path = pathlib.Path(config.load_model).absolute().parent / "config.json"
+    if not path.is_file():
+        return None
+    with _damaged_is_value_error(path):
+        saved = json.loads(path.read_text())["data"]
+        return {name: saved[name] for name in ("name", "normal_class")}
 
 
 @contextlib.contextmanager

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from deepsad_jax import writing
 from experiments import published, workdir
 
 LEVEL = 0.05  # of significance
@@ -118,7 +119,7 @@ def write(folder: pathlib.Path, rows: list[dict], about: dict[str, Any]) -> None
     workdir.write_json(folder / "comparison.json", {**about, "cells": rows})
     texts = {"csv": as_csv(rows), "md": as_markdown(rows), "tex": as_latex(rows)}
     for suffix, text in texts.items():
-        with workdir.atomic(folder / f"comparison.{suffix}") as file:
+        with writing.atomic(folder / f"comparison.{suffix}") as file:
             file.write(text.encode())
 
 

@@ -6,14 +6,14 @@ from typing import Any
 
 import numpy as np
 
-from experiments import workdir
+from deepsad_jax import writing
 
 _MARKS = "osD^vP*X<>hd"
 
 
 def save(path: str | os.PathLike, drawing: Any) -> None:
     """Writes a Matplotlib figure as PNG, atomically."""
-    with workdir.atomic(path) as file:
+    with writing.atomic(path) as file:
         drawing.savefig(file, format="png", dpi=120)
 
 

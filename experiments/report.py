@@ -9,11 +9,15 @@ import jax
 import numpy as np
 
 import deepsad_jax
-from deepsad_jax import methods, metrics, model, networks, selection
+from deepsad_jax import methods, metrics, model, networks, selection, writing
 from deepsad_jax.detectors import hybrid
 from experiments import build, session, workdir
 
 _REFERENCES = {"ae": "autoencoder", "vae": "VAE", "linear": "linear kernel"}
+_ALL_ROWS = (
+    "all rows are tested, with the model's own preprocessing: the figures are honest "
+    "if it was trained on none of them"
+)
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "scikit-learn")
 
 
@@ -95,7 +99,7 @@ def _figures(made, record, scores, references, tested) -> dict[str, Any]:
         "n_test": len(labels),
         "n_test_outlier": np.sum(labels),
         **record.details,
-        "notes": list(record.notes),
+        "notes": [*record.notes, *([_ALL_ROWS] if made.evaluates else [])],
         "versions": {
             "deepsad_jax": deepsad_jax.__version__,
             "python": platform.python_version(),
@@ -128,7 +132,7 @@ def finish(
 ) -> dict[str, Any]:
     """Scores, and writes all that a sweep leaves of a run; returns its figures."""
     found = outcome(made, *fitted)
-    with workdir.atomic(folder / "metrics.jsonl") as file:
+    with writing.atomic(folder / "metrics.jsonl") as file:
         for stage, history in found.history.items():
             epochs = len(next(iter(history.values()), ()))
             lines = session.metric_lines(stage, history, 0, epochs)
@@ -156,7 +160,7 @@ def write(
     workdir.save_model(folder / "model", found.model)
     drawings = pictures(made.problem, found) if draw else {}
     for name, figure in drawings.items():
-        with workdir.atomic(folder / f"{name}.png") as file:
+        with writing.atomic(folder / f"{name}.png") as file:
             figure.savefig(file, format="png", dpi=120)
     workdir.write_json(folder / workdir.RESULTS, found.figures)
 

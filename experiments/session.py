@@ -7,7 +7,6 @@ import atexit
 import contextlib
 import importlib
 import itertools
-import logging as python_logging
 import math
 import os
 import pathlib
@@ -16,7 +15,6 @@ import signal
 import sys
 import threading
 import traceback
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -24,6 +22,7 @@ import ml_collections
 from absl import flags, logging
 from ml_collections import config_flags
 
+from deepsad_jax import console
 from experiments import progress, stopping
 
 DEFAULT_CONFIG = "configs/digits.py"
@@ -63,7 +62,7 @@ PROCESSES = flags.DEFINE_integer(
 PROCESS = flags.DEFINE_integer("process", 0, "Which of them this is, from 0.", 0)
 
 # One name for what a command needs.
-OneRun, ManyRuns = progress.OneRun, progress.ManyRuns
+OneRun, ManyRuns = progress.OneRun, console.ManyRuns
 metric_lines = progress.metric_lines
 # After this many seconds without a sign of life, a process counts as dead.
 _SILENCE = 30
@@ -82,10 +81,7 @@ def start(program: Callable, *, every_core: bool = False, grid: bool = False) ->
         every_core: whether each core of a CPU is a device.
         grid: whether processes without a coordinator share the runs of a grid.
     """
-    stopping.STOP.listen()
-    # JAX tells of every accelerator that is not there.
-    python_logging.getLogger("jax").setLevel(python_logging.WARNING)
-    warnings.showwarning = _show_warning
+    console.begin(stopping.STOP)
     if {"--help", "-help", "-h", "--helpshort", "--helpfull"} & set(sys.argv[1:]):
         is_full = "--helpfull" in sys.argv
         print((sys.modules["__main__"].__doc__ or "").strip() + "\n\nflags:")
@@ -118,9 +114,7 @@ def _parse(argv: list[str], grid: bool) -> ml_collections.ConfigDict:
     if flags.FLAGS["verbosity"].present:
         logging.use_absl_handler()
     else:
-        logging.set_verbosity(logging.WARNING)
-        python_logging.root.addHandler(_Lines())
-        _quieten_orbax()
+        console.use_plain_lines()
     if len(remaining) > 1:
         raise ValueError(f"unexpected argument {remaining[1]!r}")
     if PROCESS.value >= PROCESSES.value:
@@ -160,31 +154,9 @@ def prepare_jax(config: ml_collections.ConfigDict, *, every_core: bool = False) 
     if not told and isinstance(devices, int):
         if (devices := min(devices, cores)) > max(1, jax.config.jax_num_cpu_devices):
             jax.config.update("jax_num_cpu_devices", devices)
-    _keep_programs()
+    console.keep_programs()
     if COORDINATOR.value:
         _join()
-
-
-def _keep_programs() -> None:
-    """Keeps compiled programs between runs, where they can be written."""
-    import jax
-
-    cache = _cache()
-    with contextlib.suppress(OSError):
-        cache.mkdir(parents=True, exist_ok=True)
-    if not os.access(cache, os.W_OK):
-        logging.warning("%s cannot be written: programs are compiled anew", cache)
-        cache = None
-    jax.config.update("jax_compilation_cache_dir", cache and str(cache))
-    # Most programs are small; JAX by itself keeps only those that took a second.
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.05)
-
-
-def _cache() -> pathlib.Path:
-    if named := os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-        return pathlib.Path(named)
-    caches = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    return pathlib.Path(caches, "deepsad_jax", "xla")
 
 
 def _join() -> None:
@@ -197,7 +169,7 @@ def _join() -> None:
     # Its notice of a preemption would take SIGTERM from us.
     jax.config.update("jax_enable_preemption_service", False)
     waits = f"waiting at {COORDINATOR.value} for the other processes"
-    timer = threading.Timer(5.0, stopping.say, [waits])
+    timer = threading.Timer(5.0, console.say, [waits])
     timer.daemon = True
     timer.start()
     jax.distributed.initialize(
@@ -298,34 +270,26 @@ def keepers(
 
 def _fail(error: Exception, sentence: str) -> None:
     """Ends the process with a sentence."""
-    if flags.FLAGS.is_parsed() and logging.get_verbosity() >= logging.DEBUG:
-        traceback.print_exception(error)
-    status = 128 + (stopping.STOP.told or signal.SIGTERM)
-    status = status if sentence.startswith("interrupted") else 2
-    sentence = " ".join(sentence.split())
+    is_interrupted = sentence.startswith("interrupted")
+    status = 128 + (stopping.STOP.told or signal.SIGTERM) if is_interrupted else 2
+    trace = flags.FLAGS.is_parsed() and logging.get_verbosity() >= logging.DEBUG
     if stopping.STOP.many:  # where JAX would first wait for the other processes
-        stopping.STOP.end(sentence, status)
-    print(sentence, file=sys.stderr)
-    sys.exit(status)
+        if trace:
+            traceback.print_exception(error)
+        stopping.STOP.end(" ".join(sentence.split()), status)
+    console.fail(error, sentence, status, trace=trace)
 
 
 def _of_program(error: Exception) -> str | None:
     """A sentence for what has stopped a command; None for what should not happen."""
-    from deepsad_jax import checkpoints, training
+    from deepsad_jax import checkpoints
 
     text = str(error)
     if isinstance(error, checkpoints.Interrupted):
         return f"interrupted: {text}"
-    # XLA's errors, of several types, begin with a status.
-    if isinstance(error, MemoryError) or text.startswith("RESOURCE_EXHAUSTED: "):
-        return "error: the memory is full; try smaller batches, or less at once"
-    if stopping.STOP.many and re.match("[A-Z_]+: ", text):
+    if stopping.STOP.many and re.match("(?!RESOURCE_EXHAUSTED)[A-Z_]+: ", text):
         return f"error: the processes cannot go on ({text[:150]}); {stopping.ALONE}"
-    if isinstance(error, (ValueError, OSError, training.TrainingError)):
-        return f"error: {text}"
-    if isinstance(error, RuntimeError) and "Unable to initialize backend" in text:
-        return f"error: {text}"
-    return None
+    return console.sentence(error)
 
 
 def _of_flags(error: Exception) -> str:
@@ -356,39 +320,3 @@ def _of_flags(error: Exception) -> str:
             message = message.splitlines()[-1]
         message = f"the config file cannot be loaded: {message}"
     return f"error: {message}"
-
-
-def _show_warning(message, category, filename, lineno, file=None, line=None):
-    """A warning in one line."""
-    text = " ".join(str(message).split())
-    if match := re.match(r"Error reading persistent .* entry for '(\w+)'", text):
-        # Half written by a process that was killed; JAX would never write it again.
-        for entry in _cache().glob(f"{match[1]}-*-cache"):
-            entry.unlink(missing_ok=True)
-        text = f"damaged programs {match[1]} are removed from {_cache()}"
-    stopping.say(f"warning: {text}")
-
-
-class _Lines(python_logging.Handler):
-    """Says what is logged in a line of its own."""
-
-    def emit(self, record):
-        text = " ".join(record.getMessage().split())
-        stopping.say(f"{record.levelname.lower()}: {text}")
-
-
-def _quieten_orbax() -> None:
-    """Leaves it to one sentence to say that a disk is full or a checkpoint damaged.
-
-    Orbax logs tracebacks of its own, and TensorStore prints one for each array that
-    fails after another one has.
-    """
-    orbax = f"{os.sep}orbax{os.sep}"
-    logging.get_absl_logger().addFilter(lambda record: orbax not in record.pathname)
-    show = sys.unraisablehook
-
-    def show_others(unraisable):
-        if str(unraisable.exc_value) != "Event loop is closed":
-            show(unraisable)
-
-    sys.unraisablehook = show_others

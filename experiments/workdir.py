@@ -6,14 +6,12 @@ commands out of it, and removes only what its like have left half written.
 
 import contextlib
 import datetime
-import io
 import itertools
 import json
 import logging
 import math
 import os
 import pathlib
-import secrets
 import shutil
 import socket
 import time
@@ -22,6 +20,8 @@ from typing import Any
 
 import numpy as np
 
+from deepsad_jax import writing
+
 try:
     import fcntl
 except ImportError:  # another system
@@ -29,8 +29,8 @@ except ImportError:  # another system
 
 CONFIG, RESULTS = "config.json", "results.json"
 MAY_DIFFER = ("devices", "checkpoint")
-# Hidden names that nobody else gives to a file.
-_LOCK, _PARTIAL = ".deepsad-lock", ".deepsad-partial"
+# A hidden name that nobody else gives to a file.
+_LOCK = ".deepsad-lock"
 
 
 class Taken(ValueError):
@@ -289,7 +289,11 @@ def _flock(file: int, kind: str, folder: pathlib.Path) -> None:
 def remove_partial(folder: pathlib.Path) -> None:
     """Removes what a process that was killed had not yet given its name."""
     orbax = ".orbax-checkpoint-tmp*"
-    for pattern in (f".*{_PARTIAL}*", f"model{orbax}", f"checkpoints/*/*{orbax}"):
+    for pattern in (
+        f".*{writing.PARTIAL}*",
+        f"model{orbax}",
+        f"checkpoints/*/*{orbax}",
+    ):
         for left in folder.glob(pattern):
             shutil.rmtree(left) if left.is_dir() else left.unlink()
 
@@ -309,44 +313,16 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
     return content
 
 
-def _temporary(path: pathlib.Path) -> pathlib.Path:
-    own = f"{os.getpid()}-{secrets.token_hex(4)}"
-    return path.with_name(f".{path.name}.{own}{_PARTIAL}")
-
-
-@contextlib.contextmanager
-def atomic(path: str | os.PathLike) -> Iterator[io.BufferedWriter]:
-    """A binary file that appears under its name only once it is complete.
-
-    Raises:
-        OSError: if it cannot be written; the message names it.
-    """
-    path = pathlib.Path(path)
-    temporary = _temporary(path)
-    try:
-        with open(temporary, "xb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException as error:
-        temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError):  # which names the temporary file, or none
-            reason = error.strerror or error
-            raise OSError(f"{path} cannot be written: {reason}") from error
-        raise
-
-
 def write_json(path: str | os.PathLike, content: Any) -> None:
     """Writes JSON, atomically; NaN and infinities become null."""
     text = json.dumps(jsonable(content), indent=2, allow_nan=False)
-    with atomic(path) as file:
+    with writing.atomic(path) as file:
         file.write(text.encode() + b"\n")
 
 
 def write_arrays(path: str | os.PathLike, **arrays: np.ndarray) -> None:
     """Writes a compressed `.npz`, atomically."""
-    with atomic(path) as file:
+    with writing.atomic(path) as file:
         np.savez_compressed(file, **arrays)
 
 
@@ -365,7 +341,7 @@ def save_model(path: str | os.PathLike, model: Any) -> None:
     if not os.path.lexists(path):
         models.save(model, path)
         return
-    fresh = _temporary(path)
+    fresh = writing.temporary(path)
     try:
         models.save(model, fresh)
         if not _is_same(path, fresh):

@@ -671,7 +671,8 @@ def valid_bytes(suffix):
     x, y = np.random.default_rng(0).random((20, 3)), np.arange(20) % 2
     buffer = io.BytesIO()
     if suffix == ".csv":
-        np.savetxt(buffer, np.column_stack([x, y]), delimiter=",")
+        rows, header = np.column_stack([x, y]), "a,b,c,label"
+        np.savetxt(buffer, rows, delimiter=",", header=header, comments="")
     else:
         write = {".npz": write_npz, ".mat": write_mat}[suffix]
         write(buffer, {"X": x, "y": y})

@@ -63,3 +63,52 @@ def test_labels_of_any_kind_are_turned_into_ours(values, chosen, expected):
 def test_choices_that_make_no_sense_are_refused(chosen, message):
     with pytest.raises(ValueError, match=message):
         labels.semi_targets(["ok", "bad"], **chosen)
+
+
+@pytest.mark.parametrize(
+    ("values", "chosen", "expected", "others"),
+    [
+        (["ok", None, "bad", " ", "?"], {}, [1, 0, -1, 0, 0], {"?": 1}),
+        (["1", "0", "2", "2"], {"normal": 0, "anomaly": 1}, [-1, 1, 0, 0], {"2": 2}),
+        ([1.0, np.nan, 0.0], {"normal": "0", "anomaly": ["1"]}, [-1, 0, 1], {}),
+        ([2.5, 3.0], {"normal": (), "anomaly": (3, "2.50")}, [-1, -1], {}),
+        ([True, None], {"normal": (), "anomaly": "TRUE"}, [-1, 0], {}),
+    ],
+)
+def test_labels_are_taken_from_a_column(values, chosen, expected, others):
+    table = {"x": range(len(values)), "status": values, "y": ["a"] * len(values)}
+    chosen = chosen or {"normal": "ok", "anomaly": "bad"}
+    split = labels.split_labels(table, "status", **chosen)
+    assert split.semi_targets.tolist() == expected
+    assert split.semi_targets.dtype == np.int8
+    assert split.rest.names == ("x", "y") and split.others == others
+
+
+@pytest.mark.parametrize(
+    ("label", "chosen", "message"),
+    [
+        ("state", {}, "label is 'state', but the columns are 'x', 'status'"),
+        ("status", {"normal": "good"}, "normal is 'good', which does not occur in col"),
+        ("status", {"anomaly": "bad"}, r"its values are ok \(2 times\), broken \(1 ti"),
+        ("status", {"normal": "ok", "anomaly": ["ok"]}, "'ok' is both normal and anom"),
+        ("status", {"normal": ""}, "normal is '', but empty cells are always unlabel"),
+    ],
+)
+def test_columns_and_values_that_are_not_there_are_named(label, chosen, message):
+    table = {"x": [1, 2, 3], "status": ["ok", "broken", "ok"]}
+    with pytest.raises(ValueError, match=message):
+        labels.split_labels(table, label, **chosen)
+
+
+def test_values_need_not_occur_in_every_file():
+    table = {"status": ["ok"], "x": [1]}
+    split = labels.split_labels(
+        table, "status", normal="ok", anomaly="bad", must_occur=False
+    )
+    assert split.semi_targets.tolist() == [1]
+
+
+def test_numbers_and_texts_are_equal_that_are_written_alike():
+    for values in ([1, 0, 2], ["1", "0", "2.0"], np.array([1.0, 0.0, 2.0])):
+        found = labels.semi_targets(values, normal="0", anomaly=[1, "2"])
+        assert found.tolist() == [-1, 1, -1]

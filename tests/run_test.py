@@ -10,7 +10,7 @@ import pytest
 import sklearn.metrics
 
 from configs import saved
-from deepsad_jax import losses, model, parallel
+from deepsad_jax import losses, model, parallel, writing
 from experiments import build, report, run, workdir
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -382,7 +382,7 @@ def test_interrupted_writing_leaves_the_old_file(tmp_path):
     workdir.write_json(path, {"auroc": 0.5})
     with pytest.raises(TypeError):
         workdir.write_json(path, {"auroc": object()})
-    with pytest.raises(KeyboardInterrupt), workdir.atomic(path) as file:
+    with pytest.raises(KeyboardInterrupt), writing.atomic(path) as file:
         file.write(b"half")
         raise KeyboardInterrupt
     assert read(path) == {"auroc": 0.5}

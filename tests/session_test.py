@@ -17,8 +17,8 @@ import ml_collections
 import numpy as np
 import pytest
 
-from deepsad_jax import checkpoints, networks, training
-from experiments import progress, session, stopping
+from deepsad_jax import checkpoints, console, networks, training
+from experiments import session, stopping
 
 ROOT = pathlib.Path(__file__).parents[1]
 ENVIRONMENT = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
@@ -461,7 +461,7 @@ def test_damaged_programs_are_compiled_again(tmp_path, monkeypatch, capfd):
     for name in ("jit_f-12-cache", "jit_f-34-cache", "jit_fg-12-cache", "mine"):
         (tmp_path / name).touch()
     text = "Error reading persistent compilation cache entry for 'jit_f': error: -5"
-    session._show_warning(UserWarning(text), UserWarning, "", 0)
+    console._show_warning(UserWarning(text), UserWarning, "", 0)
     assert {path.name for path in tmp_path.iterdir()} == {"jit_fg-12-cache", "mine"}
     assert capfd.readouterr().err.startswith("warning: damaged programs jit_f are")
 
@@ -472,7 +472,7 @@ def test_programs_are_kept_where_they_can_be_written(tmp_path, monkeypatch, capl
         for writable in (True, False):
             monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "new"))
             monkeypatch.setattr(os, "access", lambda *_, w=writable: w)
-            session._keep_programs()
+            console.keep_programs()
             kept = str(tmp_path / "new") if writable else None
             assert jax.config.jax_compilation_cache_dir == kept
         assert f"{tmp_path}/new cannot be written" in caplog.text
@@ -485,12 +485,12 @@ def test_metrics_are_written_as_they_come(tmp_path):
     bars = session.OneRun(path, {"pretrain": 0, "train": 3, "fit": 2})
     history = {"loss": np.float32([1, 2, np.nan]), "d": np.float32([4, 5, 6])}
     bars("train", 2, history)  # as after a restart
-    assert progress.is_shown()
+    assert console.is_shown()
     bars("train", 3, history)
     bars("fit", 1, {})
     bars("fit", 2, {})
     bars.close()
-    assert not progress.is_shown()
+    assert not console.is_shown()
     assert [json.loads(line) for line in path.read_text().splitlines()] == [
         {"stage": "train", "epoch": 1, "loss": 1.0, "d": 4.0},
         {"stage": "train", "epoch": 2, "loss": 2.0, "d": 5.0},

@@ -142,14 +142,49 @@ def test_npz_with_semi_targets(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "text", ["a,y,b\n1,0,2\n3,1,4\n", "a,b,class\n1,2,0\n3,4,1\n", "1,2,0\n3,4,1\n"]
+    ("text", "label"),
+    [
+        ("a,y,b\n1,0,2\n3,1,4\n", ""),
+        ("a,b,class\n1,2,0\n3,4,1\n", "class"),
+        ("a,B,c\n1,0,2\n3,1,4\n", "b"),
+        ("1,2,0\n3,4,1\n", "3"),
+        ("1,0,2\n3,1,4\n", "2"),
+    ],
 )
-def test_csv_takes_the_named_or_the_last_column_as_label(tmp_path, text):
+def test_csv_takes_the_named_column_as_label(tmp_path, text, label):
     path = tmp_path / "mine.csv"
     path.write_text(text)
-    source = sources.load(str(path))
+    source = sources.load(str(path), label=label)
     np.testing.assert_array_equal(source.x, [[1, 2], [3, 4]])
     np.testing.assert_array_equal(source.labels, [0, 1])
+
+
+@pytest.mark.parametrize(
+    ("text", "label", "message"),
+    [
+        (
+            "a,class\n1,0\n",
+            "",
+            "label is '', but .*mine.csv has no column label or y; ",
+        ),
+        ("a,class\n1,0\n", "", "it must be one of a, class"),
+        ("a,y\n1,0\n", "status", "has no column status; it must be one of a, y"),
+        ("1,0\n2,1\n", "", "has no names of columns; it must be a number from 1 to 2"),
+        ("1,0\n2,1\n", "3", "label is '3', but .* a number from 1 to 2"),
+    ],
+)
+def test_no_column_is_silently_taken_for_the_label(tmp_path, text, label, message):
+    path = tmp_path / "mine.csv"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=message):
+        sources.load(str(path), label=label)
+
+
+def test_only_csv_files_have_columns_of_labels(tmp_path):
+    write_npz(tmp_path / "mine.npz", X=X, y=np.arange(6) % 2)
+    for name in (str(tmp_path / "mine.npz"), "digits"):
+        with pytest.raises(ValueError, match="label is 'y', the column of a .csv file"):
+            sources.load(name, label="y")
 
 
 def write_npz(path, **arrays):
@@ -204,7 +239,7 @@ def test_damaged_tables_are_refused(tmp_path, suffix):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("", "it has less than two lines"),
+        ("", "mine.csv is empty"),
         ("a,label\n", "it has less than two lines"),
         ("a,label\n1,0\n,1\n", "every cell must be a number"),
         ("a,label\n1,0\nred,1\n", "every cell must be a number"),
@@ -226,10 +261,10 @@ def test_unknown_names_and_missing_files(tmp_path):
         sources.load("mnist", tmp_path / "nowhere")
 
 
-def read_csv(folder, text):
+def read_csv(folder, text, label=""):
     path = folder / "mine.csv"
     path.write_bytes(text.encode() if isinstance(text, str) else text)
-    return sources.load(str(path))
+    return sources.load(str(path), label=label)
 
 
 @pytest.mark.parametrize(
@@ -238,13 +273,15 @@ def read_csv(folder, text):
         ('"label","b","c"\n0,1,2\n1,3,4\n', "column 'label'"),
         ('\ufeff"label","b","c"\n0,1,2\n1,3,4\n', "column 'label'"),
         ("b; label ;c\n1;0;2\n3;1;4\n", "column 'label'"),
-        ("b\tc\tclass\n1\t2\t0\n\n3\t4\t1\n", "column 'class' (the last)"),
-        ('1, "2", 0\r\n3,4,1\r\n', "column 3 (the last)"),
+        ("b\tc\tclass\n1\t2\t0\n\n3\t4\t1\n", "column 'class'"),
+        ("b|c|class\n1|2|0\n\n3|4|1\n", "column 'class'"),
+        ('1, "2", 0\r\n3,4,1\r\n', "column 3"),
         ('"a, b","c\nd",Y\n1,2,0\n3,4,1\n', "column 'Y'"),
     ],
 )
 def test_csv_dialects(tmp_path, text, label):
-    source = read_csv(tmp_path, text)
+    own = {"column 'class'": "class", "column 3": "3"}.get(label, "")
+    source = read_csv(tmp_path, text, own)
     np.testing.assert_array_equal(source.x, [[1, 2], [3, 4]])
     np.testing.assert_array_equal(source.labels, [0, 1])
     assert source.label == label
@@ -255,13 +292,13 @@ def test_csv_dialects(tmp_path, text, label):
     [
         ("a,label\n1#x,0\n2,1\n", "line 2, column 1 'a' is '1#x', no number"),
         ("a,label\n1,0\n\n,1\n", "line 4, column 1 'a' is empty"),
-        ("1,,0\n3,4,1\n", "line 1, column 2 is empty"),
+        ("1,,0\n3,4,1\n", "label is ''.*has no names of columns"),
         ("a;label\n1,5;0\n2;1\n", "is '1,5', no number.* separated by a semicolon"),
         ("a,label\n1,0\n2,1,3\n", "line 3 has 3 cells, not 2, separated by a comma"),
-        ("a|label\n1|0\n2|1\n", "single column.* separator a comma, semicolon or tab"),
+        ("a.label\n1.0\n2.1\n", "single column.* a comma, semicolon, tab or pipe"),
         ("a,label\n1,0\n2,1\n".encode("utf-16"), "encoded in UTF-16; save it in UTF-8"),
         ("a,label\n1,0\n2,\xe91\n".encode("latin-1"), "line 3 has a byte 0xe9.*UTF-8"),
-        ('a,label\n1,0\n"2,1\n', "unexpected end of data"),
+        ('a,label\n1,0\n"2,1\n', "line 3: a quote is opened that is never closed"),
         ("a,label\n1,1\n2,0\n3,-1\n", "column 'label' holds 1, 0 and -1.*semi_targets"),
     ],
 )
@@ -297,8 +334,8 @@ def test_large_csv_files_are_read_in_seconds(tmp_path):
     path = tmp_path / "mine.csv"
     np.savetxt(path, table, delimiter=",", fmt="%.6g")
     start = time.perf_counter()
-    source = sources.load(str(path))
-    assert time.perf_counter() - start < 10  # about 0.5
+    source = sources.load(str(path), label="10")
+    assert time.perf_counter() - start < 10  # about 1
     np.testing.assert_array_equal(source.x, table[:, :-1])
 
 

@@ -14,7 +14,7 @@ import textwrap
 import numpy as np
 import pytest
 
-from deepsad_jax import checkpoints
+from deepsad_jax import checkpoints, writing
 from deepsad_jax import model as models
 from experiments import workdir
 
@@ -52,8 +52,8 @@ def test_a_folder_with_files_of_others_is_refused_and_stays(take, name, tmp_path
 
 def test_only_what_a_killed_command_left_is_removed(own):
     left = [
-        own / f".metrics.jsonl.7-ab{workdir._PARTIAL}",
-        own / f".model.7-ab{workdir._PARTIAL}.orbax-checkpoint-tmp-1" / "state",
+        own / f".metrics.jsonl.7-ab{writing.PARTIAL}",
+        own / f".model.7-ab{writing.PARTIAL}.orbax-checkpoint-tmp-1" / "state",
         own / "model.orbax-checkpoint-tmp-1" / "state",
         own / "checkpoints" / "train" / "2.orbax-checkpoint-tmp" / "state",
     ]
@@ -241,9 +241,9 @@ def test_files_are_whole_or_absent(tmp_path):
     workdir.write_json(path, {"auroc": 0.5, "lost": float("nan")})
     with pytest.raises(TypeError):
         workdir.write_json(path, {"auroc": object()})
-    with pytest.raises(KeyboardInterrupt), workdir.atomic(path) as file:
+    with pytest.raises(KeyboardInterrupt), writing.atomic(path) as file:
         file.write(b"half")
-        (half,) = tmp_path.glob(f".results.json.*{workdir._PARTIAL}")
+        (half,) = tmp_path.glob(f".results.json.*{writing.PARTIAL}")
         assert str(os.getpid()) in half.name
         raise KeyboardInterrupt
     assert workdir.read_json(path) == {"auroc": 0.5, "lost": None}

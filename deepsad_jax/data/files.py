@@ -3,19 +3,16 @@
 Sizes that a file declares are compared with the memory before anything is unpacked.
 """
 
-import csv
 import itertools
 import math
 import pathlib
 import warnings
 import zipfile
-from collections.abc import Iterator
 
 import numpy as np
 
-from deepsad_jax.data import matlab, memory
+from deepsad_jax.data import delimited, matlab, memory
 
-SEPARATORS = {",": "comma", ";": "semicolon", "\t": "tab"}
 _CHUNK = 4096  # lines that are read at once
 # What to do about a file that cannot be read.
 _DAMAGED = "it may be incomplete or not what its name says: get it again"
@@ -23,7 +20,7 @@ _ADVICE = {
     ".npz": _DAMAGED,
     ".mat": f"{_DAMAGED}, or save it by save -v7",
     ".csv": "every cell must be a number, the label included, and the separator a "
-    "comma, semicolon or tab",
+    "comma, semicolon, tab or pipe",
 }
 _HEADERS = {
     (1, 0): np.lib.format.read_array_header_1_0,
@@ -32,8 +29,13 @@ _HEADERS = {
 Arrays = dict[str, np.ndarray]
 
 
-def read(path: pathlib.Path) -> tuple[Arrays, str]:
+def read(path: pathlib.Path, label: str = "") -> tuple[Arrays, str]:
     """The arrays of a file, and where the labels are from in words, if it says so.
+
+    Args:
+        path: of the file.
+        label: the column of a `.csv` that holds the labels: its name, or its number
+            from 1 where the file has no names; by default `label`, else `y`.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -43,8 +45,15 @@ def read(path: pathlib.Path) -> tuple[Arrays, str]:
         raise ValueError(f"{path} must end in one of {', '.join(READERS)}")
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}")
+    if label and path.suffix != ".csv":
+        raise LabelError(
+            f"label is {label!r}, the column of a .csv file, but {path} is none; it "
+            "must be empty"
+        )
     try:
-        return READERS[path.suffix](path)
+        return _read_csv(path, label) if label else READERS[path.suffix](path)
+    except LabelError:
+        raise
     except (memory.TooLargeError, MemoryError) as error:
         raise ValueError(
             f"{path} is too large ({error or 'the memory is full'}); give fewer rows "
@@ -88,30 +97,22 @@ def _read_mat(path: pathlib.Path) -> tuple[Arrays, str]:
     return matlab.read(path), ""
 
 
-def _read_csv(path: pathlib.Path) -> tuple[Arrays, str]:
-    _check_encoding(path)
-    separator = _separator(path)
-    lines = _lines(path, separator)
-    first = next(lines, (0, []))[1]
-    has_names = any(cell and not _is_number(cell) for cell in first)
-    second = next(lines, None)
-    if second is None:
-        raise ValueError("it has less than two lines")
-    if len(first) < 2:
+def _read_csv(path: pathlib.Path, label: str = "") -> tuple[Arrays, str]:
+    with delimited.Reader(path) as reader:
+        names = reader.names if reader.has_names else []
+        width, separator = len(reader.names), reader.separator
+        if sum(1 for _ in itertools.islice(reader.rest, 2)) + bool(names) < 2:
+            raise ValueError("it has less than two lines")
+    if width < 2:
         raise ValueError("it has a single column")
-    names = first if has_names else []
+    column = _label_column(path, label, names, width)
     try:
-        table = _table(path, separator, len(first), has_names)
+        table = _table(path, separator, width)
     except ValueError as error:
-        _blame(path, separator, names or [""] * len(first), has_names)
+        _blame(path, separator, names or [""] * width)
         raise error
-    folded = [name.lower() for name in names]
-    label = next((name for name in ("label", "y") if name in folded), None)
-    if label and folded.count(label) > 1:
-        raise ValueError(f"it has {folded.count(label)} columns {label}")
-    column = folded.index(label) if label else len(first) - 1
     counts_rows = len(table) > 2 and (np.diff(table[:, 0]) == 1).all()
-    if names and not names[0] and column and counts_rows:
+    if names and names[0] == "Unnamed: 0" and column and counts_rows:
         warnings.warn(
             f"{path}: the first column has no name and counts the rows; it is read as "
             "a feature, so remove it if it is an index",
@@ -119,73 +120,47 @@ def _read_csv(path: pathlib.Path) -> tuple[Arrays, str]:
             stacklevel=2,
         )
     where = f"column {names[column]!r}" if names else f"column {column + 1}"
-    where += "" if label else " (the last)"
     return {"X": np.delete(table, column, axis=1), "y": table[:, column]}, where
+
+
+def _label_column(path, label: str, names: list[str], width: int) -> int:
+    """Number of the column of the labels."""
+    folded = [name.lower() for name in names]
+    found = [label.lower()] if label else [n for n in ("label", "y") if n in folded]
+    if found and folded.count(found[0]) > 1:
+        raise ValueError(f"it has {folded.count(found[0])} columns {found[0]}")
+    if found and found[0] in folded:
+        return folded.index(found[0])
+    if not names and label.isdecimal() and 1 <= int(label) <= width:
+        return int(label) - 1
+    has = f"has no column {label or 'label or y'}"
+    choices = (
+        f"one of {', '.join(names[:20])}" if names else f"a number from 1 to {width}"
+    )
+    if not names:
+        has = "has no names of columns"
+    raise LabelError(f"label is {label!r}, but {path} {has}; it must be {choices}")
+
+
+class LabelError(ValueError):
+    """Nothing says which column holds the labels."""
 
 
 READERS = {".npz": _read_npz, ".mat": _read_mat, ".csv": _read_csv}
 
 
-def _check_encoding(path: pathlib.Path) -> None:
-    with path.open("rb") as file:
-        start = file.read(4)
-        if start[:2] in (b"\xff\xfe", b"\xfe\xff"):
-            raise ValueError("it is encoded in UTF-16; save it in UTF-8")
-        file.seek(0)
-        for number, line in enumerate(file, 1):
-            try:
-                line.decode()
-            except UnicodeDecodeError as error:
-                raise ValueError(
-                    f"line {number} has a byte {line[error.start]:#x}, which is not "
-                    "UTF-8 (perhaps Latin-1 or Windows-1252); save it in UTF-8"
-                ) from error
-
-
-def _rows(path: pathlib.Path, separator: str) -> Iterator[tuple[int, list[str]]]:
-    """Numbers and cells of the lines that are not empty."""
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.reader(
-            file, delimiter=separator, skipinitialspace=True, strict=True
-        )
-        for cells in reader:
-            if len(cells) > 1 or (cells and cells[0].strip()):
-                yield reader.line_num, cells
-
-
-def _lines(path: pathlib.Path, separator: str) -> Iterator[tuple[int, list[str]]]:
-    return (
-        (n, [cell.strip() for cell in cells]) for n, cells in _rows(path, separator)
-    )
-
-
-def _separator(path: pathlib.Path) -> str:
-    """The one that makes columns of the first lines, of numbers if possible."""
-    best, choice = (False, False, False), ","
-    for separator in SEPARATORS:
-        try:
-            lines = [c for _, c in itertools.islice(_lines(path, separator), 20)]
-        except csv.Error:
-            continue
-        several = bool(lines) and min(len(cells) for cells in lines) > 1
-        even = len({len(cells) for cells in lines}) == 1
-        numeric = all(_is_number(cell) for cells in lines[1:] for cell in cells)
-        if (several, numeric, even) > best:
-            best, choice = (several, numeric, even), separator
-    return choice
-
-
-def _table(path, separator: str, width: int, has_names: bool) -> np.ndarray:
+def _table(path, separator: str, width: int) -> np.ndarray:
     """All numbers, `[n, width]` float64; int64 if float64 would lose some of them."""
 
     def read(convert, kind):
-        lines = itertools.islice(_rows(path, separator), int(has_names), None)
         chunks = []
-        while chunk := [cells for _, cells in itertools.islice(lines, _CHUNK)]:
-            if set(map(len, chunk)) != {width}:
-                raise ValueError("its lines are of unlike length")
-            cells = map(convert, itertools.chain.from_iterable(chunk))
-            chunks.append(np.fromiter(cells, kind, len(chunk) * width))
+        with delimited.Reader(path, separator=separator) as reader:
+            while piece := list(itertools.islice(reader.rest, _CHUNK)):
+                lines = [record.cells for record in piece]
+                if set(map(len, lines)) != {width}:
+                    raise ValueError("its lines are of unlike length")
+                cells = map(convert, itertools.chain.from_iterable(lines))
+                chunks.append(np.fromiter(cells, kind, len(lines) * width))
         return np.concatenate(chunks).reshape(-1, width)
 
     table = read(float, np.float64)
@@ -204,22 +179,24 @@ def _table(path, separator: str, width: int, has_names: bool) -> np.ndarray:
     return table
 
 
-def _blame(path, separator: str, names: list[str], has_names: bool) -> None:
+def _blame(path, separator: str, names: list[str]) -> None:
     """Raises ValueError that names the first line or cell that is no good."""
-    for place, (number, cells) in enumerate(_lines(path, separator)):
-        if len(cells) != len(names):
-            raise ValueError(
-                f"line {number} has {len(cells)} cells, not {len(names)}, separated by "
-                f"a {SEPARATORS[separator]}"
-            )
-        for column, (name, cell) in enumerate(zip(names, cells, strict=True), 1):
-            if not (has_names and place == 0) and not _is_number(cell):
-                name = f" {name!r}" if name else ""
-                what = f"is {cell[:40]!r}, no number" if cell else "is empty"
+    called = delimited.SEPARATORS[separator]
+    with delimited.Reader(path, separator=separator) as reader:
+        for line, cells, _ in reader.rest:
+            if len(cells) != len(names):
                 raise ValueError(
-                    f"line {number}, column {column}{name} {what}, where cells are "
-                    f"separated by a {SEPARATORS[separator]}"
+                    f"line {line} has {len(cells)} cells, not {len(names)}, separated "
+                    f"by a {called}"
                 )
+            for column, (name, cell) in enumerate(zip(names, cells, strict=True), 1):
+                if not _is_number(cell):
+                    name = f" {name!r}" if name else ""
+                    what = f"is {cell[:40]!r}, no number" if cell else "is empty"
+                    raise ValueError(
+                        f"line {line}, column {column}{name} {what}, where cells are "
+                        f"separated by a {called}"
+                    )
 
 
 def _is_number(text: str) -> bool:

@@ -275,6 +275,39 @@ def make(source: sources.Source, protocol: Protocol, seed: int) -> Problem:
     return Problem(x, indices, semi_targets, x_test, labels_test, test, scaling)
 
 
+def whole(source: sources.Source, protocol: Protocol) -> Problem:
+    """All examples as a test set, for a model that is only evaluated; of sources with a
+    test part, that part.
+
+    Args:
+        source: the data.
+        protocol: its `normal_class` counts.
+
+    Returns:
+        A problem that trains on none of them.
+
+    Raises:
+        ValueError: if the arrays do not fit together.
+    """
+    source = sources.checked(source)
+    x, labels = source.x, source.labels
+    normal_class = protocol.normal_class
+    if source.x_test is not None:
+        x, labels = source.x_test, source.labels_test
+    if source.semi_targets is not None:
+        normal_class = 0
+    nothing = np.zeros(0, np.int64)
+    return Problem(
+        x,
+        nothing,
+        nothing,
+        x,
+        (labels != normal_class).astype(np.int64),
+        np.arange(len(x)),
+        preprocessing.Unchanged(),
+    )
+
+
 def describe(source: sources.Source, protocol: Protocol) -> str:
     """Which labels a source has, and what their values mean under a protocol.
 

@@ -90,7 +90,11 @@ _SERIES = {"x_train": "series_train", "x_test": "series_test", "X": "series"}
 
 
 def load(
-    name: str, data_dir: str | os.PathLike | None = None, *, download: bool = True
+    name: str,
+    data_dir: str | os.PathLike | None = None,
+    *,
+    download: bool = True,
+    label: str = "",
 ) -> Source:
     """Reads a data set.
 
@@ -101,6 +105,7 @@ def load(
             `NAME.csv`; downloads go there too. By default they go to the caches of
             pooch and tensorflow-datasets.
         download: whether missing data may be downloaded.
+        label: the column of a `.csv` file that holds the labels, see `read_file`.
 
     Raises:
         ValueError: if there is no such data set, or a file does not hold what it must.
@@ -109,7 +114,7 @@ def load(
     if not isinstance(name, (str, os.PathLike)):
         raise ValueError(f"the data set is {name!r}; it must be a name or a path")
     if pathlib.Path(name).suffix in SUFFIXES:
-        return read_file(name)
+        return read_file(name, label)
     if name not in NAMES:
         raise ValueError(
             f"there is no data set {name!r}; known are {', '.join(NAMES)}, and files "
@@ -121,7 +126,12 @@ def load(
         for suffix in SUFFIXES:
             path = pathlib.Path(data_dir, name + suffix)
             if path.exists():
-                return read_file(path)
+                return read_file(path, label)
+    if label:
+        raise files.LabelError(
+            f"label is {label!r}, the column of a .csv file, but {name} is none; it "
+            "must be empty"
+        )
     if name in EMBEDDED:
         return _embedded(name)
     if name in IMAGES:
@@ -132,7 +142,7 @@ def load(
     return read_file(_download(name, data_dir, download))
 
 
-def read_file(path: str | os.PathLike) -> Source:
+def read_file(path: str | os.PathLike, label: str = "") -> Source:
     """Reads a data set from a file.
 
     * `.npz`: arrays `x_train`, `y_train`, `x_test`, `y_test`; or `X` and `y`, to be
@@ -142,15 +152,20 @@ def read_file(path: str | os.PathLike) -> Source:
       instead of `x_train`, `x_test` or `X`; under those names, `[n, height, width]`
       are grey images.
     * `.mat` (version 5, which is up to -v7): the same, dense and numeric.
-    * `.csv`: numbers, separated by commas, semicolons or tabs, optionally under a line
-      of names; the label is the column named `label`, else `y`, else the last.
+    * `.csv`: numbers, separated by commas, semicolons, tabs or pipes, optionally under
+      a line of names; the labels are the column `label`, else `y`.
+
+    Args:
+        path: of the file.
+        label: another column of labels: its name, or its number from 1 where the file
+            has no names.
 
     Raises:
         FileNotFoundError: if there is no such file.
         ValueError: if it cannot be read or does not hold this.
     """
     path = pathlib.Path(path)
-    arrays, label = files.read(path)
+    arrays, where = files.read(path, label)
     found = {name.lower(): array for name, array in arrays.items()}
     if len(found) < len(arrays):
         raise ValueError(
@@ -175,7 +190,7 @@ def read_file(path: str | os.PathLike) -> Source:
         )
     raw = Source(
         *(found[name.lower()] if name else None for name in names[:5]),
-        label or names.labels or "semi_targets",
+        where or names.labels or "semi_targets",
         series,
     )
     return checked(raw, str(path), names)
@@ -204,8 +219,10 @@ def checked(source: Source, where: str = "the data", names: Source = _FIELDS) ->
             raise ValueError(
                 f"{where}: {source.label or names.labels} holds 1, 0 and -1, which are "
                 "no three classes but labels of an expert (known normal, unlabeled, "
-                "known anomaly); give a .npz file with x_train, semi_targets, x_test "
-                "and y_test (0 normal, 1 anomaly), or number classes from 0"
+                "known anomaly); fit them by the command deepsad, with --label, "
+                "--normal=1 and --anomaly=-1, give a .npz file with x_train, "
+                "semi_targets, x_test and y_test (0 normal, 1 anomaly), or number "
+                "classes from 0"
             )
     if source.semi_targets is not None:
         semi_targets = labels.check_semi_targets(

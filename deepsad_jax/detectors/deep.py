@@ -99,7 +99,8 @@ class Deep(methods.Method):
                 raise ValueError(f"{name} is {stage!r}; it must be a training.Stage")
         if not isinstance(data, training.TrainingSet):
             return
-        pair = self.pair(data.x.shape[1:])
+        shape = self._features(run)
+        pair = self.pair(shape)
         for name, stage in self.trained().items():
             try:
                 training.check_batches(stage, int(data.size), devices)
@@ -108,13 +109,14 @@ class Deep(methods.Method):
         self._check_start(pair)
         targets = np.asarray(data.semi_targets)[: int(data.size)]
         self._check_anomalies(np.any(targets == -1))
-        for objective in self.objectives(data.x.shape[1:]):
-            epochs.is_convolutional(objective, data.x.shape[1:])  # traces its loss
+        for objective in self.objectives(shape):
+            epochs.is_convolutional(objective, shape)  # traces its loss
 
     def _check_start(self, pair):
         if self.initial is None:
             return
         takes, shape = tuple(self.initial.info["shape"]), pair.input_shape
+        takes = self.initial.preprocessing.features(takes)
         if takes != shape:
             raise ValueError(
                 f"initial is a model of examples of shape {takes}, but those of the "
@@ -157,7 +159,7 @@ class Deep(methods.Method):
                 scaling=self._known_preprocessing(run),
             )
             self._check_anomalies(stream.has_anomalies)
-            self._check_start(self.pair(stream.example.shape[1:]))
+            self._check_start(self.pair(stream.shape))
             return [stream], [stream.preprocessing]
         ready, found, shared = [], [], {}
         for run in runs:
@@ -178,6 +180,11 @@ class Deep(methods.Method):
             raise ValueError(f"preprocessing is {found!r}; it must be a Preprocessing")
         return found
 
+    def _features(self, run):
+        """The shape of a prepared example."""
+        shape, found = tuple(run.data.x.shape[1:]), self._known_preprocessing(run)
+        return shape if found is None else found.features(shape)
+
     def other_passes(self) -> int:
         """How often training passes through the data beside its epochs."""
         return 0
@@ -190,6 +197,7 @@ class Deep(methods.Method):
         ):
             return None  # each has an optimizer of its own
         x, scaling = runs[0].data.x, self._known_preprocessing(runs[0])
+        shape = self._features(runs[0])
         is_shared = all(
             run.data.x is x and self._known_preprocessing(run) == scaling
             for run in runs
@@ -200,8 +208,8 @@ class Deep(methods.Method):
             # Images train long enough to be worth checkpoints of their own.
             convolutional=x.ndim > 2
             or any(
-                epochs.is_convolutional(objective, x.shape[1:])
-                for objective in self.objectives(x.shape[1:])
+                epochs.is_convolutional(objective, shape)
+                for objective in self.objectives(shape)
             ),
         )
 

@@ -83,7 +83,7 @@ class _Generative(deep.Deep):
             )
         super().check(run, devices)
         if isinstance(run.data, training.TrainingSet):
-            self.objectives(run.data.x.shape[1:])
+            self.objectives(self._features(run))
 
     def check_initial(self, pair: networks.Pair) -> None:
         super().check_initial(pair)

@@ -1,0 +1,322 @@
+"""From a table with a few labels to decisions on new rows.
+
+    deepsad fit parts.csv --label=status --anomaly=broken --normal=ok --model=pump
+    deepsad score pump new.csv -o scored.csv
+    deepsad evaluate pump labelled.csv
+    deepsad info pump
+
+Tables are CSV of any kind, or Parquet; images lie in a folder with folders normal,
+anomaly and unlabeled. "-" is the standard input or output. Nothing is overwritten.
+`deepsad fit --help` and so on explain the flags.
+"""
+
+import csv
+import importlib
+import itertools
+import os
+import sys
+import textwrap
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from absl import flags, logging
+
+from deepsad_jax import __version__, console, writing
+
+METHODS = (
+    *("deep_sad", "deep_svdd", "autoencoder", "vae", "m2", "m1_m2", "supervised"),
+    *("ssad", "kde"),
+)
+_WRITES = {"fit": "model", "score": "output"}
+_TAB = " " * 6
+_HELP = {"--help", "-help", "-h", "--helpshort", "--helpfull"}
+
+
+class Command(NamedTuple):
+    """One of the commands.
+
+    Attributes:
+        usage: its arguments.
+        help: what it does.
+        takes: how many arguments there must be.
+        flags: what else it takes.
+    """
+
+    usage: str
+    help: str
+    takes: int
+    flags: flags.FlagValues
+
+
+def _of_labels(values: flags.FlagValues, of_model: str = "") -> None:
+    flags.DEFINE_string(
+        "label", None, f"Column with what is known.{of_model}", flag_values=values
+    )
+    for name, meaning in (("anomaly", "anomalies"), ("normal", "normal rows")):
+        flags.DEFINE_multi_string(
+            name,
+            [],
+            f"Value of that column in rows that are known {meaning}; several by "
+            f"commas, or the flag again.{of_model}",
+            flag_values=values,
+        )
+
+
+def _of_files(values: flags.FlagValues, by_default: str) -> None:
+    flags.DEFINE_string(
+        "separator", None, "Of cells, instead of the one found.", flag_values=values
+    )
+    flags.DEFINE_enum(
+        "decimal",
+        None,
+        [".", ","],
+        f"Mark of decimals; {by_default} by default.",
+        flag_values=values,
+    )
+
+
+def _of_decisions(values: flags.FlagValues, default: float | None) -> None:
+    flags.DEFINE_float(
+        "false_alarm_rate",
+        default,
+        "Share of normal rows that may raise an alarm, in (0, 1)."
+        + ("" if default else " That of the fit by default."),
+        flag_values=values,
+    )
+
+
+def _fit_flags() -> flags.FlagValues:
+    values = flags.FlagValues()
+    flags.DEFINE_string("model", None, "New folder to write.", flag_values=values)
+    _of_labels(values)
+    flags.DEFINE_multi_string(
+        "ignore",
+        [],
+        "Columns not to look at, such as numbers of parts; several by commas, or the "
+        "flag again.",
+        flag_values=values,
+    )
+    _of_decisions(values, 0.05)
+    flags.DEFINE_string(
+        "calibration",
+        "0.2",
+        "Share of the rows without known anomalies that is held out for the threshold "
+        "and p-values; or cross, for tables with few rows: all are held out in turn, "
+        "which takes six fits; or none.",
+        flag_values=values,
+    )
+    flags.DEFINE_bool(
+        "evaluate",
+        True,
+        "Whether to fit again for an evaluation on the labeled rows.",
+        flag_values=values,
+    )
+    flags.DEFINE_enum("method", METHODS[0], METHODS, "How.", flag_values=values)
+    flags.DEFINE_enum(
+        "scaling",
+        "minmax",
+        ["minmax", "robust"],
+        "Of numbers: to [0, 1], or by median and quartiles, where few are far off.",
+        flag_values=values,
+    )
+    flags.DEFINE_integer(
+        "epochs", None, "Of each stage, instead of its own.", 1, flag_values=values
+    )
+    flags.DEFINE_integer(
+        "seed", 0, "The same gives the same bits.", 0, flag_values=values
+    )
+    _of_files(values, "a point")
+    return values
+
+
+def _score_flags() -> flags.FlagValues:
+    values = flags.FlagValues()
+    flags.DEFINE_string(
+        "output",
+        "-",
+        "New file with the columns of the given one, and score, p_value and is_anomaly "
+        "(true or false). The standard output by default.",
+        short_name="o",
+        flag_values=values,
+    )
+    _of_decisions(values, None)
+    _of_files(values, "that of the fit")
+    return values
+
+
+def _evaluate_flags() -> flags.FlagValues:
+    values = flags.FlagValues()
+    _of_labels(values, " That of the fit by default.")
+    _of_decisions(values, None)
+    _of_files(values, "that of the fit")
+    return values
+
+
+COMMANDS = {
+    "fit": Command("FILE --model=MODEL", "Trains a model.", 1, _fit_flags()),
+    "score": Command("MODEL FILE", "Scores new rows.", 2, _score_flags()),
+    "evaluate": Command(
+        "MODEL FILE", "Says how good a model is on labeled rows.", 2, _evaluate_flags()
+    ),
+    "info": Command("MODEL", "Says what a model is.", 1, flags.FlagValues()),
+}
+for _command in COMMANDS.values():
+    _command.flags["verbosity"] = flags.FLAGS["verbosity"]
+    _command.flags.set_gnu_getopt()
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs a command and exits: 0 if all is well, 2 after a sentence, 128 + a signal.
+
+    Args:
+        argv: the program and its arguments; `sys.argv` by default.
+    """
+    console.begin(console.Stop())
+    name, *arguments = list(sys.argv if argv is None else argv)[1:] or [""]
+    if name in _HELP or (name == "help" and not arguments):
+        print(_overview())
+        sys.exit(0)
+    if name == "--version":
+        print(__version__)
+        sys.exit(0)
+    if name in COMMANDS and _HELP & set(arguments):
+        print(_explained(name))
+        sys.exit(0)
+    try:
+        given, values = _parsed(name, arguments)
+    except (flags.Error, ValueError) as error:
+        console.fail(error, f"error: {error}")
+    try:
+        _check_files(name, given, values)
+        _prepare(name)
+        _function(name)(*given, values)
+        sys.stdout.flush()
+    except BrokenPipeError:  # who reads our output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
+    except Exception as error:
+        if (sentence := console.sentence(error)) is None:
+            raise  # a mistake of ours
+        trace = logging.get_verbosity() >= logging.DEBUG
+        console.fail(error, sentence, trace=trace)
+
+
+def _function(name: str) -> Callable[..., None]:
+    module = "scoring" if name in ("score", "evaluate") else "fitting"
+    return getattr(importlib.import_module(f"deepsad_jax.{module}"), name)
+
+
+def _prepare(name: str) -> None:
+    from deepsad_jax import fast_cpu
+
+    fast_cpu.keep_freed_memory(name == "fit")
+    console.keep_programs()
+
+
+def _parsed(name: str, arguments: list[str]) -> tuple[list[str], flags.FlagValues]:
+    """Arguments and flags of a command, with lists made of several values."""
+    if name not in COMMANDS:
+        said = f"{name!r} is no command" if name else "a command is missing"
+        raise ValueError(f"{said}; choose {', '.join(COMMANDS)}, or --help")
+    command = COMMANDS[name]
+    values = command.flags
+    given = values([name, *arguments])[1:]
+    if values["verbosity"].present:
+        logging.use_absl_handler()
+    else:
+        console.use_plain_lines()
+    if len(given) != command.takes:
+        if len(given) > command.takes:
+            raise ValueError(f"unexpected argument {given[command.takes]!r}")
+        raise ValueError(f"an argument is missing: deepsad {name} {command.usage}")
+    for flag in ("anomaly", "normal", "ignore"):
+        if flag in values:
+            values[flag].value = _several(flag, values[flag].value)
+    _check(values)
+    return given, values
+
+
+def _several(flag: str, written: list[str]) -> list[str]:
+    """Values that are separated by commas; one that has commas stands in quotes."""
+    try:
+        rows = csv.reader(written, skipinitialspace=True, strict=True)
+        found = [value.strip() for row in rows for value in row or [""]]
+    except csv.Error as error:
+        raise ValueError(f"--{flag} is {','.join(written)}: {error}") from error
+    if "" in found:
+        raise ValueError(f"--{flag} has an empty value; empty cells are unlabeled")
+    return found
+
+
+def _check(values: flags.FlagValues) -> None:
+    """Raises ValueError for flags that say too little, or what cannot be."""
+    rate = values["false_alarm_rate"].value if "false_alarm_rate" in values else None
+    if rate is not None and not 0 < rate < 1:
+        raise ValueError(f"--false_alarm_rate is {rate:g}; it must be in (0, 1)")
+    if "separator" in values and values["separator"].value in ("\\t", "tab"):
+        values["separator"].value = "\t"
+    if "model" not in values:
+        return
+    if not values["model"].value:
+        raise ValueError("--model is missing: the name of a new folder")
+    label, meant = values["label"].value, values["anomaly"].value
+    meant = meant or values["normal"].value
+    if meant and label is None:
+        raise ValueError("--anomaly and --normal need --label, their column")
+    if label is not None and not meant:
+        raise ValueError("--label needs --anomaly or --normal, or both: its values")
+    share = values["calibration"].value
+    if share in ("cross", "none"):
+        return
+    try:
+        is_share = 0 < float(share) < 1
+    except ValueError:
+        is_share = False
+    if not is_share:
+        raise ValueError(
+            f"--calibration is {share}; it must be in (0, 1), cross or none"
+        )
+
+
+def _check_files(name: str, given: list[str], values: flags.FlagValues) -> None:
+    """Raises OSError for what is not there, or is there already."""
+    *model, file = given if name != "info" else [*given, "-"]
+    if model and not os.path.isdir(model[0]):
+        raise FileNotFoundError(f"there is no model {model[0]}")
+    if file != "-" and not os.path.exists(file):
+        raise FileNotFoundError(f"there is no file {file}")
+    new = values[_WRITES[name]].value if name in _WRITES else "-"
+    if new == "-":
+        return
+    writing.check_new(new)
+    above = os.path.dirname(os.path.abspath(new))
+    if not os.path.isdir(above):
+        raise FileNotFoundError(f"{new} cannot be written: there is no folder {above}")
+    if not os.access(above, os.W_OK):
+        raise PermissionError(f"{new} cannot be written: {above} is not writable")
+
+
+def _overview() -> str:
+    lines = [(__doc__ or "").strip(), "", "commands:"]
+    for name, command in COMMANDS.items():
+        lines.append(f"  {f'deepsad {name} {command.usage}':38s} {command.help}")
+    return "\n".join(lines)
+
+
+def _explained(name: str) -> str:
+    command = COMMANDS[name]
+    lines = [f"deepsad {name} {command.usage}", "", command.help]
+    for defined in command.flags.flags_by_module_dict().values():
+        lines += ["", "flags:", *itertools.chain(*map(_lines, defined))]
+    return "\n".join(lines)
+
+
+def _lines(flag: Any) -> list[str]:
+    short = f"-{flag.short_name}, " if flag.short_name else ""
+    head = f"  {short}--{flag.name}"
+    if flag.boolean:
+        head = f"  --[no]{flag.name}"
+    elif flag.value not in (None, [], ""):
+        head += f"={flag.value}"
+    text = flag.help.split(";     repeat")[0]
+    return [head, *textwrap.wrap(text, 88, initial_indent=_TAB, subsequent_indent=_TAB)]

@@ -1,0 +1,142 @@
+"""How well scores and alarms tell labeled rows, and how sure that is."""
+
+import math
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import numpy as np
+
+from deepsad_jax import metrics
+
+_Z = 1.959964  # of 95 %
+_FEW = 20  # labeled rows of a kind, below which intervals are wide whatever they are
+
+
+class Evaluation(NamedTuple):
+    """Measures of labeled rows that were not trained on.
+
+    Attributes:
+        auroc: the area under the ROC curve, in [0, 1]; of several models, over pairs
+            of rows that the same model has scored. NaN unless there are both kinds.
+        low, high: its interval of 95 %, for the rows; that other training rows would
+            give another model is not in it.
+        anomalies, detected: number of known anomalies, and of alarms among them.
+        normals, false_alarms: number of other rows, and of alarms among them.
+        against: what the other rows are, "known normal" or "unlabeled".
+        false_alarm_rate: that the threshold was made for.
+    """
+
+    auroc: float
+    low: float
+    high: float
+    anomalies: int
+    detected: int
+    normals: int
+    false_alarms: int
+    against: str = "known normal"
+    false_alarm_rate: float = 0.05
+
+    def sentences(self) -> list[str]:
+        """All of it in words; small numbers are called small."""
+        kinds = f"{self.anomalies} known anomalies against {self.normals} "
+        kinds += f"{self.against} rows"
+        said = []
+        if not math.isnan(self.auroc):
+            said.append(
+                f"AUROC {self.auroc:.3f} (95 % interval {self.low:.3f} to "
+                f"{self.high:.3f}), {kinds}"
+            )
+        asked = f"at a false alarm rate of {self.false_alarm_rate:g}"
+        if self.anomalies:
+            part = _share(self.detected, self.anomalies)
+            said.append(f"{part} known anomalies raise an alarm {asked}")
+        if self.normals:
+            part = _share(self.false_alarms, self.normals)
+            said.append(f"{part} {self.against} rows raise an alarm")
+        if self.against == "unlabeled":
+            said.append(
+                "unlabeled rows count as normal here; anomalies among them make all of "
+                "this look worse than it is"
+            )
+        if min(self.anomalies, self.normals) < _FEW:
+            said.append(f"these are few rows ({kinds}): a rough guess")
+        return said
+
+
+def _share(part, whole):
+    low, high = share_interval(part, whole)
+    percent = f"{100 * part / whole:.0f} %, 95 % interval {100 * low:.0f} to "
+    return f"{part} of {whole} ({percent}{100 * high:.0f} %)"
+
+
+def measured(
+    parts: Iterable[tuple[np.ndarray, np.ndarray, np.ndarray]],
+    against: str = "known normal",
+    false_alarm_rate: float = 0.05,
+) -> Evaluation:
+    """The measures of labeled rows.
+
+    Args:
+        parts: for each model scores, whether rows are known anomalies, and whether they
+            raise an alarm, all `[n]`.
+        against, false_alarm_rate: see `Evaluation`.
+    """
+    area, pairs, counts = 0.0, 0, np.zeros(4, int)
+    for scores, is_anomaly, is_alarm in parts:
+        anomalies = int(is_anomaly.sum())
+        normals = len(is_anomaly) - anomalies
+        if anomalies and normals:
+            here = metrics.auroc(is_anomaly.astype(int), scores)
+            area, pairs = area + here * anomalies * normals, pairs + anomalies * normals
+        alarms = int((is_alarm & is_anomaly).sum()), int((is_alarm & ~is_anomaly).sum())
+        counts += (anomalies, alarms[0], normals, alarms[1])
+    auroc = area / pairs if pairs else math.nan
+    interval = (math.nan, math.nan)
+    if pairs:
+        interval = auroc_interval(auroc, int(counts[0]), int(counts[2]))
+    return Evaluation(
+        auroc,
+        *interval,
+        *counts.tolist(),
+        against=against,
+        false_alarm_rate=false_alarm_rate,
+    )
+
+
+def auroc_interval(auroc: float, anomalies: int, normals: int) -> tuple[float, float]:
+    """The interval of 95 % of an area under the ROC curve.
+
+    Newcombe's method 5 ("Confidence intervals for an effect size measure based on the
+    Mann-Whitney statistic, part 2", Statistics in Medicine 2006): the areas whose own
+    standard error does not exclude what was found. It has a width even at 1.
+
+    Args:
+        auroc: in [0, 1].
+        anomalies, normals: how many rows, >= 1.
+    """
+
+    def excess(area):
+        both = (anomalies + normals) / 2 - 1
+        more = both * ((1 - area) / (2 - area) + area / (1 + area))
+        variance = area * (1 - area) / (anomalies * normals) * (1 + more)
+        return (auroc - area) ** 2 - _Z**2 * variance
+
+    return _root(excess, 0.0, auroc), _root(excess, 1.0, auroc)
+
+
+def _root(excess, outside, inside):
+    """Where the excess, >= 0 outside and <= 0 inside, changes its sign."""
+    for _ in range(60):
+        middle = (outside + inside) / 2
+        outside, inside = (middle, inside) if excess(middle) >= 0 else (outside, middle)
+    return (outside + inside) / 2
+
+
+def share_interval(part: int, whole: int) -> tuple[float, float]:
+    """Wilson's interval of 95 % of a share, `part` of `whole` >= 1."""
+    share, weight = part / whole, _Z**2 / whole
+    center = (share + weight / 2) / (1 + weight)
+    half = (
+        _Z / (1 + weight) * math.sqrt(share * (1 - share) / whole + weight / 4 / whole)
+    )
+    return max(0.0, center - half), min(1.0, center + half)

@@ -1,0 +1,303 @@
+"""The commands `deepsad fit` and `deepsad info`: from a file to a model."""
+
+import dataclasses
+import os
+import pathlib
+import warnings
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from deepsad_jax import calibrated, columns, console, held_out, labels, tables, training
+from deepsad_jax.data import delimited, folders, frames, parquet
+
+PARQUET = (".parquet", ".pq")
+# A column of such a name may be meant to hold labels.
+_LABELS = ("label", "labels", "y", "target", "class", "status", "anomaly", "outlier")
+
+
+class Given(NamedTuple):
+    """What a file says of the rows of a training.
+
+    Attributes:
+        rows: a frame, or images.
+        semi_targets: +1, 0 or -1 for each.
+    """
+
+    rows: Any
+    semi_targets: np.ndarray
+
+
+def fit(source: str, options: Any) -> None:
+    """Trains a model on a file, writes it, and says what it is.
+
+    Args:
+        source: the file, or a folder of images.
+        options: the flags of the command, see `cli`.
+
+    Raises:
+        ValueError: for what is wrong with the file or a flag.
+        OSError: if the model cannot be written.
+    """
+    given = read(source, options)
+    counts = Counts.of(given.semi_targets)
+    from deepsad_jax import estimators
+
+    detector = estimators.METHODS[options.method](
+        random_state=options.seed,
+        false_alarm_rate=options.false_alarm_rate,
+        calibration=_calibration(options.calibration),
+        scaling=options.scaling,
+        **_stages(options),
+    )
+    stages = detector.options().stages()
+    is_cross = options.calibration == "cross"
+    bars = _many(stages, held_out.FOLDS + 1, "fit") if is_cross else None
+    with bars or console.Stages(stages) as observer:
+        detector.fit(given.rows, given.semi_targets, observe=observer)
+    found = _evaluated(detector, given, counts, stages) if options.evaluate else []
+    made = detector.calibrated_
+    command = {
+        "source": pathlib.Path(source).name,
+        "label": options.label,
+        "anomaly": options.anomaly,
+        "normal": options.normal,
+        "ignored": options.ignore,
+        "decimal": options.decimal or ".",
+        "counts": list(counts),
+        "seed": options.seed,
+        "evaluation": found,
+        "known": _fingerprints(made, given),
+    }
+    details = {**made.details, "command": command}
+    detector.calibrated_ = made = dataclasses.replace(made, details=details)
+    detector.save(options.model)
+    print("\n".join([*described(made), _line("written to", options.model)]))
+
+
+def info(folder: str, options: Any) -> None:
+    """Says what a model is.
+
+    Args:
+        folder: where it is.
+        options: none.
+
+    Raises:
+        ValueError: if it holds no whole model.
+    """
+    del options
+    made = calibrated.load(folder)
+    print("\n".join(described(made)))
+    versions = made.model.info["versions"]
+    print(_line("made with", ", ".join(f"{n} {v}" for n, v in versions.items())))
+
+
+class Counts(NamedTuple):
+    """How many rows there are of each kind."""
+
+    rows: int
+    normal: int
+    anomalies: int
+
+    @classmethod
+    def of(cls, semi_targets: np.ndarray) -> "Counts":
+        """Those of labels."""
+        ones = [int((semi_targets == kind).sum()) for kind in (1, -1)]
+        return cls(len(semi_targets), *ones)
+
+    def __str__(self) -> str:
+        rest = self.rows - self.normal - self.anomalies
+        return (
+            f"{self.rows}: {self.normal} known normal, {self.anomalies} known "
+            f"anomalies, {rest} unlabeled"
+        )
+
+
+def read(source: str, options: Any) -> Given:
+    """Reads the rows of a training, and what is known of them.
+
+    Args:
+        source, options: as of `fit`.
+
+    Raises:
+        ValueError: if the file cannot be read, or has not the columns that are named.
+    """
+    if os.path.isdir(source):
+        for name in ("label", "ignore"):
+            if getattr(options, name):
+                raise ValueError(f"--{name} names columns, but {source} is a folder")
+        images = folders.read(source)
+        return Given(images.x, images.semi_targets)
+    if source.endswith(PARQUET):
+        frame = parquet.read(source)
+    else:
+        frame = delimited.read(source, **notation(options))
+    for name in options.ignore:
+        if name not in frame.names:
+            known = ", ".join(map(repr, frame.names[:20]))
+            raise ValueError(f"--ignore={name}, but the columns are {known}")
+    frame = frame.without(*options.ignore)
+    if options.label is None:
+        _warn_of_labels(frame)
+        return Given(frame, np.zeros(frame.n_rows, np.int8))
+    found = labels.split_labels(
+        frame, options.label, normal=options.normal, anomaly=options.anomaly
+    )
+    warn_of_others(options.label, found.others)
+    return Given(found.rest, found.semi_targets)
+
+
+def notation(options: Any, decimal: str = ".") -> dict[str, Any]:
+    """How a file is written, for `delimited.Reader`.
+
+    Args:
+        options: the flags.
+        decimal: the mark that is used where none is given.
+    """
+    return {"separator": options.separator, "decimal": options.decimal or decimal}
+
+
+def warn_of_others(label: str, others: dict[str, int]) -> None:
+    """Warns of values of a column of labels that mean nothing.
+
+    Args:
+        label: name of the column.
+        others: the values, and how often they occur.
+    """
+    if others:
+        shown = ", ".join(f"{v} ({n} times)" for v, n in list(others.items())[:5])
+        more = f" and {len(others) - 5} more" if len(others) > 5 else ""
+        warnings.warn(
+            f"column {label!r} also holds {shown}{more}, which count as unlabeled",
+            UserWarning,
+            stacklevel=2,
+        )
+
+
+def _warn_of_labels(frame: frames.Frame) -> None:
+    found = [name for name in frame.names if name.lower() in _LABELS]
+    if found:
+        warnings.warn(
+            f"column {found[0]!r} is read as a feature; if it holds labels, say "
+            f"--label={found[0]} and --anomaly= or --normal=, else --ignore it",
+            UserWarning,
+            stacklevel=3,
+        )
+
+
+def _calibration(written: str) -> float | str | None:
+    if written == "none":
+        return None
+    return written if written == "cross" else float(written)
+
+
+def _stages(options: Any) -> dict[str, training.Stage]:
+    """The stages of the method with the number of epochs that is asked for."""
+    from deepsad_jax import detectors
+
+    if options.epochs is None:
+        return {}
+    fields = dataclasses.fields(detectors.METHODS[options.method])
+    stages = {
+        f.name: f.default for f in fields if isinstance(f.default, training.Stage)
+    }
+    if not stages:
+        raise ValueError(f"--epochs is given, but {options.method} has none")
+    return {
+        name: dataclasses.replace(stage, epochs=options.epochs)
+        for name, stage in stages.items()
+    }
+
+
+def _many(stages, runs, label) -> console.ManyRuns:
+    steps = runs * sum(stages.values())
+    return console.ManyRuns(steps, runs, label).starts(runs, stages, steps)
+
+
+def _evaluated(detector, given, counts, stages) -> list[str]:
+    """Sentences of the evaluation by other fits, if there are labels for it."""
+    if not counts.anomalies:
+        return ["not possible, since no anomaly is known"]
+    folds = min(held_out.FOLDS, counts.anomalies)
+    try:
+        with _many(stages, folds, "evaluate") as observer:
+            found = detector.evaluate(given.rows, given.semi_targets, observe=observer)
+    except ValueError as error:
+        return [f"not possible: {error}"]
+    return found.sentences()
+
+
+def _fingerprints(made: calibrated.Calibrated, given: Given) -> list[str]:
+    return fingerprints(made, held_out.chosen(given.rows, np.flatnonzero(given[1])))
+
+
+def fingerprints(made: calibrated.Calibrated, rows: Any) -> list[str]:
+    """A text for each row, the same for rows that are equal for the model.
+
+    Args:
+        made: the model.
+        rows: raw.
+    """
+    import hashlib
+
+    x = np.ascontiguousarray(made.model.preprocessing.encoded(rows)) + 0
+    return [hashlib.blake2b(row.tobytes(), digest_size=8).hexdigest() for row in x]
+
+
+def described(made: calibrated.Calibrated) -> list[str]:
+    """Lines for the terminal on what a model is.
+
+    Args:
+        made: the model.
+    """
+    model, command = made.model, made.details.get("command", {})
+    head = model.info["method"]
+    if command:
+        head += f" on {command['source']}, seed {command['seed']}"
+    lines = [head]
+    if command:
+        lines.append(_line("rows", Counts(*command["counts"])))
+        if command["label"]:
+            meant = [f"{n}={','.join(command[n])}" for n in ("anomaly", "normal")]
+            lines.append(_line("label", f"{command['label']}: {'; '.join(meant)}"))
+    lines += _of_columns(model, command.get("ignored", []))
+    lines += _of_threshold(made)
+    for i, sentence in enumerate(command.get("evaluation", [])):
+        lines.append(_line("" if i else "evaluation", sentence))
+    return lines
+
+
+def _of_columns(model: Any, ignored: list[str]) -> list[str]:
+    scaling = model.preprocessing
+    if not isinstance(scaling, columns.Columns):
+        return [_line("examples", "x".join(map(str, model.info["shape"])))]
+    kinds = list(scaling.kinds.values())
+    shown = [f"{kinds.count(kind)} of {kind}" for kind in dict.fromkeys(kinds)]
+    lines = [
+        _line("columns", f"{', '.join(shown)}; {len(scaling.feature_names)} features")
+    ]
+    lines += [_line("", sentence) for sentence in tables.describe(scaling)]
+    lines += [_line("", f"column {name!r} is ignored") for name in ignored]
+    return lines
+
+
+def _of_threshold(made: calibrated.Calibrated) -> list[str]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # said when it was fitted
+        limit = made.threshold
+    rate, count = f"{100 * made.false_alarm_rate:g} %", sum(map(len, made.scores))
+    if made.way == "none":
+        meaning = f"above it are {rate} of the training rows; of others it says nothing"
+        return [_line("threshold", f"{limit:.6g}"), _line("", meaning)]
+    held = f"{count} rows held out for it" + " in turn" * (made.way == "cross")
+    if np.isinf(limit):
+        return [_line("threshold", f"none for a false alarm rate of {rate}: {held}")]
+    meaning = (
+        f"a score above it is an alarm: at most {rate} of new normal rows, on average, "
+        "if they are like those"
+    )
+    return [_line("threshold", f"{limit:.6g}, by {held}"), _line("", meaning)]
+
+
+def _line(name: str, text: Any) -> str:
+    return f"  {name:14s} {text}"

@@ -1,0 +1,226 @@
+"""Fits that hold rows out: to calibrate the scores, and to evaluate them.
+
+Rows are raw, an array or a `frames.Frame`. What is fitted again and again, to parts of
+the same rows, is fitted as runs in one program.
+"""
+
+import dataclasses
+import warnings
+from typing import Any
+
+import jax
+import numpy as np
+
+from deepsad_jax import (
+    calibrated,
+    checks,
+    decisions,
+    evaluation,
+    methods,
+    model,
+    tables,
+    training,
+)
+from deepsad_jax.data import frames
+
+FOLDS = 5
+_SHARE = 0.2  # held out for the thresholds of an evaluation, if nothing else is said
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What all fits share.
+
+    Attributes:
+        method: its options; batches are at most as large as the training set.
+        scaling: of numbers, see `tables.learn`.
+        false_alarm_rate: in (0, 1).
+        share: of the rows that are no known anomalies, to be held out; 0 for none.
+        seed: of the rows that are held out, and of the fits.
+    """
+
+    method: methods.Method
+    scaling: str = "minmax"
+    false_alarm_rate: float = 0.05
+    share: float = 0.2
+    seed: int = 0
+
+    def __post_init__(self):
+        decisions.check_rate("false_alarm_rate", self.false_alarm_rate)
+
+
+Fitted = tuple[calibrated.Calibrated, methods.Record]
+
+
+def split(
+    settings: Settings,
+    rows: Any,
+    targets: np.ndarray,
+    observe: methods.Observe | None = None,
+) -> Fitted:
+    """One fit, calibrated by rows that it does not see; without a share, by none.
+
+    Args:
+        settings: what to fit.
+        rows: raw, `[n, ...]`.
+        targets: +1, 0 or -1 for each.
+        observe: see `methods.Method.fit_many`.
+
+    Raises:
+        ValueError: if rows are too few, or something does not fit the method.
+    """
+    held = _calibration_rows(targets, settings.share, settings.seed)
+    kept = np.setdiff1d(np.arange(len(targets)), held)
+    if len(kept) < 2 or not (targets[kept] >= 0).any():
+        raise ValueError(
+            f"{len(targets)} rows, {int((targets >= 0).sum())} of them no known "
+            "anomalies, are too few to train on some and hold out others; give more"
+        )
+    own = chosen(rows, kept)
+    scaling = tables.learn(own, scaling=settings.scaling)
+    data = _training_set(scaling, own, targets[kept])
+    run = methods.Run(jax.random.key(settings.seed), data, scaling, settings.seed)
+    ((fitted, record),) = _fit(settings.method, [run], observe)
+    way, seen = "split", held
+    if not settings.share:
+        way, seen = "none", np.flatnonzero(targets >= 0)
+    scores = np.sort(_scores(fitted, chosen(rows, seen)))
+    rate = float(settings.false_alarm_rate)
+    return calibrated.Calibrated(fitted, (scores,), way, rate), record
+
+
+def cross(
+    settings: Settings,
+    rows: Any,
+    targets: np.ndarray,
+    observe: methods.Observe | None = None,
+) -> Fitted:
+    """Cross-conformal: one fit to all rows, and one without each of five folds.
+
+    Args, Raises: as of `split`. The scaling is that of all rows, and known anomalies
+    are in no fold.
+    """
+    rng = np.random.default_rng(settings.seed)
+    order = rng.permutation(np.flatnonzero(targets >= 0))
+    if len(order) < FOLDS:
+        raise ValueError(
+            f"{len(order)} rows that are no known anomalies are too few for {FOLDS} "
+            "folds; give more"
+        )
+    folds = [np.sort(part) for part in np.array_split(order, FOLDS)]
+    without = [np.zeros(0, int), *folds]
+    (fitted, record), *others = _refits(settings, rows, targets, without, observe)
+    models = tuple(one for one, _ in others)
+    scores = tuple(
+        np.sort(_scores(one, chosen(rows, fold)))
+        for one, fold in zip(models, folds, strict=True)
+    )
+    own = _scores(fitted, chosen(rows, np.sort(order))).astype(np.float64)
+    first, center, third = np.quantile(own, (0.25, 0.5, 0.75)).tolist()
+    details = {"center": center, "width": (third - first) or 1.0}
+    rate = float(settings.false_alarm_rate)
+    made = calibrated.Calibrated(fitted, scores, "cross", rate, models, details)
+    return made, record
+
+
+def evaluate(
+    settings: Settings,
+    rows: Any,
+    targets: np.ndarray,
+    observe: methods.Observe | None = None,
+) -> evaluation.Evaluation:
+    """Cross-validation on the labeled rows; see `estimators.Detector.evaluate`.
+
+    Args, Raises: as of `split`.
+    """
+    share = settings.share or _SHARE
+    held = _calibration_rows(targets, share, settings.seed)
+    free = np.ones(len(targets), bool)
+    free[held] = False
+    anomalies = np.flatnonzero(targets == -1)
+    kind = 1 if (targets[free] == 1).sum() >= 2 else 0
+    others = np.flatnonzero((targets == kind) & free)
+    if len(anomalies) < 2 or len(others) < 2:
+        raise ValueError(
+            f"there are {len(anomalies)} known anomalies and {len(others)} other rows "
+            f"besides the {len(held)} held out for thresholds; an evaluation needs at "
+            "least 2 of each"
+        )
+    count = min(FOLDS, len(anomalies), len(others))
+    rng = np.random.default_rng(settings.seed)
+    parts = [np.array_split(rng.permutation(r), count) for r in (anomalies, others)]
+    folds = [np.concatenate(pair) for pair in zip(*parts, strict=True)]
+    without = [np.concatenate([held, fold]) for fold in folds]
+    fitted = _refits(settings, rows, targets, without, observe)
+    found, rate = [], settings.false_alarm_rate
+    for (one, _), fold in zip(fitted, folds, strict=True):
+        scores = _scores(one, chosen(rows, fold))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # an infinite threshold: no alarms
+            limit = decisions.threshold(
+                _scores(one, chosen(rows, held)), false_alarm_rate=rate
+            )
+        found.append((scores, targets[fold] == -1, scores > limit))
+    against = "known normal" if kind else "unlabeled"
+    return evaluation.measured(found, against, rate)
+
+
+def chosen(rows: Any, indices: np.ndarray) -> Any:
+    """Some rows of an array or a frame."""
+    return rows.rows(indices) if isinstance(rows, frames.Frame) else rows[indices]
+
+
+def _calibration_rows(targets, share, seed) -> np.ndarray:
+    """Rows to be held out, ascending: no known anomalies."""
+    if not share:
+        return np.zeros(0, int)
+    order = np.random.default_rng(seed).permutation(np.flatnonzero(targets >= 0))
+    return np.sort(order[: max(1, round(share * len(order)))])
+
+
+def _refits(settings, rows, targets, without, observe):
+    """A fit without each of some sets of rows, all with the same scaling."""
+    scaling = tables.learn(rows, scaling=settings.scaling)
+    data = _training_set(scaling, rows, targets)
+    runs = []
+    for i, left_out in enumerate(without):
+        kept = np.setdiff1d(np.arange(len(targets)), left_out).astype(np.int32)
+        one = data._replace(
+            indices=kept,
+            semi_targets=data.semi_targets[kept],
+            size=np.int32(len(kept)),
+        )
+        key = jax.random.fold_in(jax.random.key(settings.seed), i)
+        runs.append(methods.Run(key, one, scaling, settings.seed))
+    return _fit(settings.method, runs, observe)
+
+
+def _training_set(scaling, rows, targets):
+    x = scaling.encode(rows) if hasattr(scaling, "encode") else checks.rows(rows, "X")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # labels were warned of as a whole
+        return training.training_set(x, targets)
+
+
+def _scores(fitted, rows):
+    """Scores of rows of the same table, which are not scaled in another way."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return model.score(fitted, rows)
+
+
+def _fit(method, runs, observe):
+    """Fits runs together where that is fastest, with batches that they fill."""
+    smallest = min(int(run.data.size) for run in runs)
+    stages = {
+        name: dataclasses.replace(stage, batch_size=min(stage.batch_size, smallest))
+        for name in ("train", "pretrain")
+        if isinstance(stage := getattr(method, name, None), training.Stage)
+    }
+    method = dataclasses.replace(method, **stages)
+    for run in runs:
+        method.check(run)
+    plan = method.plan_for(runs) if len(runs) > 1 else None
+    if plan is None:
+        return [method.fit_many([run], observe=observe)[0] for run in runs]
+    return method.fit_many(runs, plan=plan, observe=observe)
