@@ -227,7 +227,9 @@ def _evaluated(detector, given, counts, stages) -> list[str]:
 
 
 def _fingerprints(made: calibrated.Calibrated, given: Given) -> list[str]:
-    return fingerprints(made, held_out.chosen(given.rows, np.flatnonzero(given[1])))
+    labeled = np.flatnonzero(given.semi_targets)
+    rows = held_out.chosen(given.rows, labeled)
+    return fingerprints(made, rows) if len(labeled) else []
 
 
 def fingerprints(made: calibrated.Calibrated, rows: Any) -> list[str]:

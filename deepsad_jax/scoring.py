@@ -206,13 +206,16 @@ class _Table(_Source):
         self._labeled = labeled
         if labeled:
             self._check_label()
+        elif reason := _twice(names):
+            raise ValueError(f"{self.where} {reason}")
         scaling = made.model.preprocessing
         self._scaling = scaling if isinstance(scaling, columns.Columns) else None
         self.kinds = self._scaling.kinds if self._scaling else None
         not_needed = {self._label, *command.get("ignored", [])}
-        expected = {*not_needed, *(self._scaling.names if self._scaling else names)}
-        surplus = [name for name in names if name not in expected]
-        self._left_out = [*surplus, *(n for n in names if n in not_needed)]
+        self._left_out = [name for name in names if name in not_needed]
+        if self._scaling:
+            self._left_out = [n for n in names if n not in self._scaling.names]
+        surplus = [name for name in self._left_out if name not in not_needed]
         if surplus:
             shown = ", ".join(map(repr, surplus[:10]))
             console.say(
@@ -224,14 +227,6 @@ class _Table(_Source):
         if self._strange:
             said = self._scaling.said_of(self._strange)
             console.say(f"warning: {self.where} {columns.UNLIKE}: {said}")
-
-    def _check_added(self):
-        twice = [name for name in _ADDED if name in self._names]
-        if twice:
-            raise ValueError(
-                f"{self.where} has a column {twice[0]!r} already; rename it, since one "
-                "of that name is added"
-            )
 
     def _check_label(self):
         if self._label is None or not any(self._meant.values()):
@@ -295,6 +290,13 @@ class _Table(_Source):
         return min(_BLOCK, 2 ** (rows.bit_length() - 1))
 
 
+def _twice(names: list[str]) -> str:
+    found = [name for name in _ADDED if name in names]
+    if not found:
+        return ""
+    return f"has a column {found[0]!r} already; rename it, as one is added of that name"
+
+
 class _Csv(_Table):
     """A CSV file."""
 
@@ -303,7 +305,11 @@ class _Csv(_Table):
         notation = fitting.notation(options, command.get("decimal", "."))
         self.reader = delimited.Reader(source, **notation)
         self.where, self.close = self.reader.where, self.reader.close
-        super().__init__(made, options, self.reader.names, labeled)
+        try:
+            super().__init__(made, options, self.reader.names, labeled)
+        except BaseException:
+            self.close()
+            raise
         if source != "-":
             self.total = _lines(source) - self.reader.has_names
 
@@ -323,7 +329,6 @@ class _Csv(_Table):
         if path.endswith(fitting.PARQUET):
             raise ValueError(f"the output of a CSV file is CSV, but --output is {path}")
         if reader.has_names:
-            self._check_added()
             _write(file, delimited.extended([reader.header], zip(_ADDED), reader))
 
         def write(block, found):
@@ -363,7 +368,6 @@ class _Parquet(_Table):
 
     @contextlib.contextmanager
     def sink(self, file, path):
-        self._check_added()
         as_csv = not path.endswith(fitting.PARQUET)
         with parquet.extending(file, self.schema, _ADDED, as_csv) as append:
 
