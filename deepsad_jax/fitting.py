@@ -58,7 +58,7 @@ def fit(source: str, options: Any) -> None:
     found = _evaluated(detector, given, counts, stages) if options.evaluate else []
     made = detector.calibrated_
     command = {
-        "source": pathlib.Path(source).name,
+        "source": pathlib.Path(source).name if source != "-" else "standard input",
         "label": options.label,
         "anomaly": options.anomaly,
         "normal": options.normal,
@@ -221,7 +221,7 @@ def _evaluated(detector, given, counts, stages) -> list[str]:
     try:
         with _many(stages, folds, "evaluate") as observer:
             found = detector.evaluate(given.rows, given.semi_targets, observe=observer)
-    except ValueError as error:
+    except (ValueError, training.TrainingError) as error:
         return [f"not possible: {error}"]
     return found.sentences()
 

@@ -18,7 +18,7 @@ import pytest
 import sklearn.metrics
 
 import deepsad_jax as sad
-from deepsad_jax import cli, console, estimators, scoring
+from deepsad_jax import cli, console, estimators, new_rows, scoring
 
 LABELS = ("--label=status", "--anomaly=broken", "--normal=ok")
 ADDED = ["score", "p_value", "is_anomaly"]
@@ -227,15 +227,15 @@ def test_another_rate_makes_other_alarms(home, deepsad, scored, tmp_path):
 
 
 def test_rows_are_scored_in_pieces(home, deepsad, scored, tmp_path, monkeypatch):
-    monkeypatch.setattr(scoring, "_BLOCK", 2048)
-    monkeypatch.setattr(scoring, "_CELLS", 0)  # 512 rows are read at once
-    sizes, judged = [], scoring._Source.judged
+    monkeypatch.setattr(new_rows, "_BLOCK", 2048)
+    monkeypatch.setattr(new_rows, "_CELLS", 0)  # 512 rows are read at once
+    sizes, judged = [], new_rows.Source.judged
 
     def counted(given, block, rate):
         sizes.append((len(block.x), len(block.rows)))
         return judged(given, block, rate)
 
-    monkeypatch.setattr(scoring._Source, "judged", counted)
+    monkeypatch.setattr(new_rows.Source, "judged", counted)
     path = tmp_path / "pieces.csv"
     assert deepsad("score", home / "pump", home / "new.csv", "-o", path)[0] == 0
     assert sizes == [(2048, 2048)] * 9 + [(1568, 1568)]
@@ -283,7 +283,7 @@ def test_columns_in_another_order_and_some_more(home, deepsad, scored, tmp_path)
 def test_unknown_texts_and_gaps_are_counted_over_all_pieces(
     home, deepsad, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(scoring, "_BLOCK", 1024)
+    monkeypatch.setattr(new_rows, "_BLOCK", 1024)
     new = pd.read_csv(home / "new.csv")[:3000]
     new.loc[[5, 2000, 2001], "plant"] = "Atlantis"
     new.loc[[7, 2900], "x0"] = np.nan
@@ -318,13 +318,20 @@ def test_new_rows_that_do_not_fit_are_refused(home, deepsad, tmp_path, change, m
 
 
 def test_a_late_error_leaves_nothing_behind(home, deepsad, tmp_path, monkeypatch):
-    monkeypatch.setattr(scoring, "_BLOCK", 512)
+    monkeypatch.setattr(new_rows, "_BLOCK", 512)
     text = (home / "new.csv").read_text().splitlines()[:1500]
     text[1400] = text[1400].replace(text[1400].split(",")[0], "none", 1)
     (tmp_path / "x.csv").write_text("\n".join(text))
     path = tmp_path / "scored.csv"
     status, _, errors = deepsad("score", home / "pump", tmp_path / "x.csv", "-o", path)
     assert status == 2 and "line 1401, column 'x0': 'none' is no number" in errors[0]
+    assert [path.name for path in tmp_path.iterdir()] == ["x.csv"]
+    table = pd.read_csv(home / "new.csv")[:1500]
+    table.loc[1400, "x0"] = 1e30
+    table.to_csv(tmp_path / "x.csv", index=False)
+    status, _, errors = deepsad("score", home / "pump", tmp_path / "x.csv", "-o", path)
+    assert status == 2 and "from line 1026 on, " in errors[0]
+    assert f"{tmp_path}/x.csv contains 1e+30 (row 376, column 'x0')" in errors[0]
     assert [path.name for path in tmp_path.iterdir()] == ["x.csv"]
 
 
@@ -450,6 +457,24 @@ def test_a_folder_of_images(deepsad, tmp_path):
     np.testing.assert_array_equal([float(row["score"]) for row in rows], expected)
     status, _, errors = deepsad("fit", folder, "--model=x", *LABELS)
     assert status == 2 and "names columns" in errors[0]
+
+
+def test_a_model_of_an_array_takes_columns_in_their_order(deepsad, tmp_path):
+    x = np.random.default_rng(0).normal(size=(200, 3))
+    estimators.KernelDensity().fit(x).save(tmp_path / "model")
+    pd.DataFrame(x, columns=list("abc")).to_csv(tmp_path / "x.csv", index=False)
+    status, output, errors = deepsad("score", tmp_path / "model", tmp_path / "x.csv")
+    assert status == 0 and errors[0].startswith("warning: the model knows no names")
+    found = pd.read_csv(io.StringIO(output))["score"]
+    np.testing.assert_array_equal(found, sad.score(sad.load(tmp_path / "model"), x))
+    few = b"a,b\n1,2\n"
+    status, _, errors = deepsad("score", tmp_path / "model", "-", stdin=few)
+    assert status == 2 and "has 2 columns, but the model takes" in errors[-1]
+    (tmp_path / "folder").mkdir()
+    status, _, errors = deepsad("score", tmp_path / "model", tmp_path / "folder")
+    assert status == 2 and "is a folder, but the model takes tables" in errors[-1]
+    status, _, errors = deepsad("evaluate", tmp_path / "model", tmp_path / "x.csv")
+    assert status == 2 and "the model was fitted without labels" in errors[-1]
 
 
 # Flags.
