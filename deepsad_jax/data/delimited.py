@@ -158,8 +158,8 @@ class Reader:
         for name in self.names:
             if self.names.count(name) > 1:
                 raise ValueError(
-                    f"{self.where} has {self.names.count(name)} columns {name!r}; give "
-                    "each a name of its own"
+                    f"{self.where} has {self.names.count(name)} columns {name[:40]!r}; "
+                    "give each a name of its own"
                 )
 
     def inferred(self) -> dict[str, str]:
