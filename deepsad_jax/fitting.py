@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import pathlib
+import textwrap
 import warnings
 from typing import Any, NamedTuple
 
@@ -295,10 +296,12 @@ def _of_threshold(made: calibrated.Calibrated) -> list[str]:
         return [_line("threshold", f"none for a false alarm rate of {rate}: {held}")]
     meaning = (
         f"a score above it is an alarm: at most {rate} of new normal rows, on average, "
-        "if they are like those"
+        "provided that they are like those"
     )
     return [_line("threshold", f"{limit:.6g}, by {held}"), _line("", meaning)]
 
 
 def _line(name: str, text: Any) -> str:
-    return f"  {name:14s} {text}"
+    return textwrap.fill(
+        str(text), 88, initial_indent=f"  {name:14s} ", subsequent_indent=" " * 17
+    )

@@ -171,16 +171,16 @@ def test_alarms_are_about_as_many_as_asked_for(home, scored):
 
 
 def test_a_fit_says_what_it_has_made_of_the_file(home):
-    output = (home / "fit.txt").read_text()
+    output = " ".join((home / "fit.txt").read_text().split())
     assert "5000: 200 known normal, 30 known anomalies, 4770 unlabeled" in output
     assert "12 of numbers, 2 of texts; 20 features" in output
     assert "column 'x1' has missing values" in output
     assert "column 'plant' becomes one feature for each of its 4 texts" in output
     assert "column 'batch' becomes the frequency of its 40 texts" in output
-    assert "954 rows held out" in output or "994 rows held out" in output
+    assert "994 rows held out" in output
     assert "at most 5 % of new normal rows" in output
-    assert re.search(r"evaluation +AUROC \d\.\d+ \(95 % interval", output)
-    assert output.endswith("written to     pump\n")
+    assert re.search(r"evaluation AUROC \d\.\d+ \(95 % interval", output)
+    assert output.endswith("written to pump")
 
 
 def test_info_says_the_same_later(home, deepsad):
