@@ -6,6 +6,7 @@ times run for three of them; ALL_CHECKS=1 runs everything for all.
 
 import copy
 import os
+import pathlib
 import pickle
 
 import jax
@@ -23,6 +24,7 @@ from sklearn.utils.estimator_checks import estimator_checks_generator
 
 import deepsad_jax as sad
 from deepsad_jax import calibrated, estimators, held_out
+from deepsad_jax.data import delimited
 
 NONE = sad.Stage(epochs=0)
 SHORT = {"train": sad.Stage(epochs=2), "pretrain": None}
@@ -454,3 +456,22 @@ def test_networks_of_an_evaluation_are_trained_in_one_call(monkeypatch):
     )
     assert calls == [(5, True)] and stages == ["train"] * len(stages) != []
     assert 0 <= found.auroc <= 1
+
+
+@pytest.mark.parametrize("name", ["deep_sad", "table", "kde"])
+def test_models_of_version_0_2_score_as_they_did(name):
+    """`tests/save_models.py` wrote them."""
+    folder = pathlib.Path(__file__).parent / "data" / "models-0.2"
+    expected = np.load(folder / "expected.npz")
+    made = estimators.load(folder / name)
+    X = expected["x"]
+    if name == "table":
+        X = delimited.read(str(folder / "rows.csv"))
+    found = -made.score_samples(X)
+    np.testing.assert_allclose(found, expected[f"{name}_score"], rtol=1e-5, atol=1e-6)
+    # Rounding may move a score across one of the calibration's.
+    step = 1.01 / (1 + len(made.calibration_scores_))
+    np.testing.assert_allclose(made.p_values(X), expected[f"{name}_p"], atol=step)
+    np.testing.assert_allclose(
+        made.threshold_, expected[f"{name}_threshold"], rtol=1e-6
+    )
