@@ -57,7 +57,7 @@ def get_config(method: str = "deep_sad") -> ml_collections.ConfigDict:
     config.eta = own.eta
     # Start from this model instead of pretraining: the `model` folder of an earlier
     # working directory, or a model.tar of the original implementation. With
-    # train.epochs = 0 it is only evaluated.
+    # train.epochs = 0 it is only evaluated: on all rows of a file that is new to it.
     config.load_model = ""
     # Devices that share each batch (data parallel); 0 takes all there are.
     config.devices = 1

@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import pathlib
+import textwrap
 import warnings
 from typing import Any, NamedTuple
 
@@ -58,7 +59,7 @@ def fit(source: str, options: Any) -> None:
     found = _evaluated(detector, given, counts, stages) if options.evaluate else []
     made = detector.calibrated_
     command = {
-        "source": pathlib.Path(source).name,
+        "source": pathlib.Path(source).name if source != "-" else "standard input",
         "label": options.label,
         "anomaly": options.anomaly,
         "normal": options.normal,
@@ -222,13 +223,15 @@ def _evaluated(detector, given, counts, stages) -> list[str]:
     try:
         with _many(stages, folds, "evaluate") as observer:
             found = detector.evaluate(given.rows, given.semi_targets, observe=observer)
-    except ValueError as error:
+    except (ValueError, training.TrainingError) as error:
         return [f"not possible: {error}"]
     return found.sentences()
 
 
 def _fingerprints(made: calibrated.Calibrated, given: Given) -> list[str]:
-    return fingerprints(made, held_out.chosen(given.rows, np.flatnonzero(given[1])))
+    labeled = np.flatnonzero(given.semi_targets)
+    rows = held_out.chosen(given.rows, labeled)
+    return fingerprints(made, rows) if len(labeled) else []
 
 
 def fingerprints(made: calibrated.Calibrated, rows: Any) -> list[str]:
@@ -294,10 +297,12 @@ def _of_threshold(made: calibrated.Calibrated) -> list[str]:
         return [_line("threshold", f"none for a false alarm rate of {rate}: {held}")]
     meaning = (
         f"a score above it is an alarm: at most {rate} of new normal rows, on average, "
-        "if they are like those"
+        "provided that they are like those"
     )
     return [_line("threshold", f"{limit:.6g}, by {held}"), _line("", meaning)]
 
 
 def _line(name: str, text: Any) -> str:
-    return f"  {name:14s} {text}"
+    return textwrap.fill(
+        str(text), 88, initial_indent=f"  {name:14s} ", subsequent_indent=" " * 17
+    )

@@ -80,7 +80,8 @@ def test_every_name_is_reached_and_typed():
 
 
 def test_public_modules_are_all_reached():
-    private = {"checks", "fast_cpu", "likeness", "version_0_1"}
+    private = {"checks", "fast_cpu", "likeness", "version_0_1", "writing"}
+    private |= {"__main__", "cli", "console", "fitting", "new_rows", "scoring"}
     names = {info.name for info in pkgutil.iter_modules(sad.__path__)}
     assert names - private <= set(dir(sad))
 
@@ -143,7 +144,9 @@ def imports(file):
 def test_the_library_stands_alone():
     for file in FILES:
         roots = {name.split(".")[0] for name in imports(file)}
-        assert not roots & {"experiments", "configs", "ml_collections", "absl"}, file
+        assert not roots & {"experiments", "configs", "ml_collections"}, file
+        if file.name not in ("cli.py", "console.py"):
+            assert not roots & {"absl", "tqdm"}, file
 
 
 def test_devices_are_the_business_of_one_room():

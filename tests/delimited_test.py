@@ -79,6 +79,16 @@ def test_files_without_names_have_numbers_in_every_line(start):
     assert delimited.read(_file(start + "a,2\n3,4\n")).names == ("a", "2")
 
 
+def test_a_first_line_like_the_others_is_told_of(recwarn):
+    delimited.read(_file("part,2025,2026\n1,1,2\n3,3,4\n"))
+    delimited.read(_file("id,2025\n1,2\n"))
+    assert not recwarn.list
+    with pytest.warns(
+        UserWarning, match="first line is taken for .* rows below it ..1."
+    ):
+        delimited.read(_file("1.5,red\n2,blue\n"))
+
+
 def test_a_column_is_what_all_of_its_cells_are(monkeypatch):
     monkeypatch.setattr(delimited, "_ROWS", 2)
     text = "a,b,c\n1,yes,1\n2,no,2\n3,x,3\nNA,yes,4\n"

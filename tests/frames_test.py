@@ -49,6 +49,8 @@ TABLES = {
     ),
     "mapping": lambda: CONTENT,
     "mapping_of_series": lambda: {n: pd.Series(v) for n, v in CONTENT.items()},
+    "mapping_of_pyarrow": lambda: {n: pa.array(v) for n, v in CONTENT.items()},
+    "mapping_of_polars": lambda: {n: pl.Series(v) for n, v in CONTENT.items()},
 }
 
 
@@ -99,6 +101,11 @@ def test_wide_integers_keep_all_digits():
     assert frames.read({"x": np.array([2**64 - 1], np.uint64)})["x"][0] == 2**64 - 1
     with pytest.raises(ValueError, match="'x' holds integers beyond 2.53 and missing"):
         frames.read(pl.DataFrame({"x": [2**62 + 1, None]}))
+    for values in ([2**62 + 1, None], [2**70, 1]):
+        with pytest.raises(ValueError, match="'x' holds integers beyond 2.53"):
+            frames.read({"x": values})
+    with pytest.raises(ValueError, match="column 'x' holds numbers beyond float64"):
+        frames.read({"x": [10**400, 1]})
 
 
 def test_rows_and_columns_are_chosen():

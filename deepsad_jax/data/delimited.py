@@ -13,6 +13,7 @@ import io
 import itertools
 import os
 import sys
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from typing import IO, Any, NamedTuple
 
@@ -157,8 +158,8 @@ class Reader:
         for name in self.names:
             if self.names.count(name) > 1:
                 raise ValueError(
-                    f"{self.where} has {self.names.count(name)} columns {name!r}; give "
-                    "each a name of its own"
+                    f"{self.where} has {self.names.count(name)} columns {name[:40]!r}; "
+                    "give each a name of its own"
                 )
 
     def inferred(self) -> dict[str, str]:
@@ -180,9 +181,20 @@ class Reader:
                 self._look(another.rest, columns)
         try:
             named = zip(self.names, columns, strict=True)
-            return {name: column.decided(name) for name, column in named}
+            kinds = {name: column.decided(name) for name, column in named}
         except ValueError as error:
             raise ValueError(f"{self.where}: {error}") from error
+        numbers = {n for n in self.names if self.notation.number(n) is not None}
+        of_numbers = {n for n in kinds if kinds[n] in (frames.NUMBER, cells.INTEGERS)}
+        if self.has_names and numbers and numbers == of_numbers:
+            warnings.warn(
+                f"{self.where}: the first line is taken for the names of the columns, "
+                f"but looks like the rows below it ({self.header[:40]!r}); if it is "
+                "one, put a line of names above",
+                UserWarning,
+                stacklevel=2,
+            )
+        return kinds
 
     def _look(self, found, columns):
         seen = False

@@ -46,14 +46,14 @@ def read(path: pathlib.Path, label: str = "") -> tuple[Arrays, str]:
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}")
     if label and path.suffix != ".csv":
-        raise LabelError(
+        raise ValueError(
             f"label is {label!r}, the column of a .csv file, but {path} is none; it "
             "must be empty"
         )
     try:
         return _read_csv(path, label) if label else READERS[path.suffix](path)
-    except LabelError:
-        raise
+    except _LabelError as error:
+        raise ValueError(" ".join(str(error).split())) from error
     except (memory.TooLargeError, MemoryError) as error:
         raise ValueError(
             f"{path} is too large ({error or 'the memory is full'}); give fewer rows "
@@ -133,16 +133,14 @@ def _label_column(path, label: str, names: list[str], width: int) -> int:
         return folded.index(found[0])
     if not names and label.isdecimal() and 1 <= int(label) <= width:
         return int(label) - 1
-    has = f"has no column {label or 'label or y'}"
-    choices = (
-        f"one of {', '.join(names[:20])}" if names else f"a number from 1 to {width}"
-    )
-    if not names:
-        has = "has no names of columns"
-    raise LabelError(f"label is {label!r}, but {path} {has}; it must be {choices}")
+    has, choices = "has no names of columns", f"a number from 1 to {width}"
+    if names:
+        has = f"has no column {label or 'label or y'}"
+        choices = f"one of {', '.join(name[:30] for name in names[:20])}"
+    raise _LabelError(f"label is {label!r}, but {path} {has}; it must be {choices}")
 
 
-class LabelError(ValueError):
+class _LabelError(ValueError):
     """Nothing says which column holds the labels."""
 
 

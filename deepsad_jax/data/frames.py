@@ -244,15 +244,15 @@ def _of_series(name: str, series: Any) -> np.ndarray:
 
 
 def _column(name: str, values: Any) -> np.ndarray:
-    if _is_foreign(values) or hasattr(values, "__arrow_array__"):
-        values = list(values) if not hasattr(values, "to_list") else values.to_list()
+    for method in ("to_list", "to_pylist"):  # of pandas and polars, of pyarrow
+        if hasattr(values, method):
+            values = getattr(values, method)()
+    if isinstance(values, jax.Array):
+        values = np.asarray(values)
     if not isinstance(values, np.ndarray):
-        values = list(values) if not hasattr(values, "__array__") else values
-        given = np.asarray(values) if hasattr(values, "__array__") else None
-        if given is None:
-            given = np.empty(len(values), object)
-            given[:] = values
-        values = given
+        listed = list(values)
+        values = np.empty(len(listed), object)
+        values[:] = listed
     if values.ndim != 1:
         raise ValueError(f"column {name!r} has shape {values.shape}; it must be [n]")
     if values.dtype.kind in "mM":
@@ -280,8 +280,8 @@ def _check_exact(name: str, values: np.ndarray) -> None:
     with np.errstate(invalid="ignore"):
         if (np.abs(values) > 2**53).any():
             raise ValueError(
-                f"column {name!r} holds integers beyond 2^53 and missing ones; "
-                "subtract an offset"
+                f"column {name!r} holds integers beyond 2^53 and missing ones, or "
+                "beyond 2^63; subtract an offset"
             )
 
 
@@ -302,11 +302,19 @@ def _objects(name: str, values: list, missing: Any = None) -> np.ndarray:
         raise ValueError(f"column {name!r} holds {shown}; make all of one kind")
     (kind,) = found
     if kind == NUMBER:
-        if all(isinstance(v, numbers.Integral) for v in values):
-            most = max(map(abs, values))
-            return np.array(values, np.int64 if most < 2**63 else np.float64)
+        is_whole = all(isinstance(v, numbers.Integral) for v in rest)
+        if is_whole and len(rest) == len(values) and max(map(abs, rest)) < 2**63:
+            return np.array(values, np.int64)
         filled = zip(values, missing, strict=True)
-        return np.array([np.nan if m else float(v) for v, m in filled])
+        try:
+            result = np.array([np.nan if m else float(v) for v, m in filled])
+        except OverflowError as error:
+            raise ValueError(
+                f"column {name!r} holds numbers beyond float64; rescale it"
+            ) from error
+        if is_whole:
+            _check_exact(name, result)
+        return result
     if kind == TEXT:
         filled = zip(values, missing, strict=True)
         return texts([None if m else str(v) for v, m in filled])

@@ -128,7 +128,7 @@ def load(
             if path.exists():
                 return read_file(path, label)
     if label:
-        raise files.LabelError(
+        raise ValueError(
             f"label is {label!r}, the column of a .csv file, but {name} is none; it "
             "must be empty"
         )
