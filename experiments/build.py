@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import hashlib
 import json
 import numbers
 import operator
@@ -90,10 +91,7 @@ def experiment(config: ConfigDict) -> Experiment:
         ValueError, OSError: for what is wrong in the config or the data.
     """
     check(config)
-    name, folder = config.data.name, config.data.dir
-    paths = [name, *(os.path.join(folder, name + end) for end in sources.SUFFIXES)]
-    stamps = [(s.st_mtime_ns, s.st_size) for p in paths if (s := _stat(p))]
-    source = _source(name, folder, tuple(stamps))
+    source = _source(*_stamped(config))
     drawn = protocol_of(config)
     problem = protocol.make(source, drawn, config.seed)
     with _named(config):
@@ -112,6 +110,31 @@ def experiment(config: ConfigDict) -> Experiment:
     if config.load_model:
         _check_overlap(config, problem)
     return made
+
+
+def data_digest(config: ConfigDict) -> str:
+    """What tells the data of a config from others: SHA-256 of their arrays."""
+    return _digest(*_stamped(config))
+
+
+@functools.lru_cache(maxsize=16)
+def _digest(*stamped) -> str:
+    found = hashlib.sha256()
+    for part in _source(*stamped):
+        if isinstance(part, np.ndarray):
+            found.update(f"{part.dtype}{part.shape}".encode())
+            found.update(np.ascontiguousarray(part).view(np.uint8).data)
+        else:
+            found.update(repr(part).encode())
+    return found.hexdigest()
+
+
+def _stamped(config: ConfigDict) -> tuple[str, str, tuple]:
+    """What the data are read from: a name and a folder, and when files were changed."""
+    name, folder = config.data.name, config.data.dir
+    paths = [name, *(os.path.join(folder, name + end) for end in sources.SUFFIXES)]
+    stamps = [(s.st_mtime_ns, s.st_size) for p in paths if (s := _stat(p))]
+    return name, folder, tuple(stamps)
 
 
 @functools.lru_cache(maxsize=2)

@@ -122,11 +122,14 @@ def sweep(
 
 
 def _is_finished(config: Config, path: pathlib.Path, resume: bool) -> bool:
-    if (path / workdir.RESULTS).exists():
+    finished = (path / workdir.RESULTS).exists()
+    if finished:
         workdir.check_same(path, config.to_dict())
-        return True
-    workdir.check_unfinished(path, config.to_dict(), resume)
-    return False
+    else:
+        workdir.check_unfinished(path, config.to_dict(), resume)
+    if (path / workdir.DATA).exists():
+        workdir.check_data(path, config.data.name, build.data_digest(config))
+    return finished
 
 
 def _run_group(group, target, bars: session.ManyRuns, draw: bool) -> None:
@@ -141,6 +144,7 @@ def _run_group(group, target, bars: session.ManyRuns, draw: bool) -> None:
     plan = method.plan_for(runs) if made[0].plan.devices == 1 else None
     for config, path in zip(configs, paths, strict=True):
         workdir.prepare(str(path), "", config.to_dict())
+        workdir.note_data(path, config.data.name, build.data_digest(config))
     bars.starts(len(group))
     with session.keepers(configs, paths, target) as keepers:
         if plan is not None:
