@@ -53,6 +53,13 @@ def test_damaged_files(suffix, data):
         )
 
 
+def test_what_is_in_a_damaged_file_is_not_printed():
+    path, content = FOLDER / "damaged.npz", bytearray(valid_bytes(".npz"))
+    content[27] = 2  # so that the name of the first member takes in 512 bytes more
+    path.write_bytes(content)
+    refused("damaged files", "File name in directory", lambda: sources.load(str(path)))
+
+
 def test_pickles_are_never_loaded():
     path = FOLDER / "payload.npz"
     harmful = np.array([Payload()], object)
