@@ -19,6 +19,10 @@ mass: all the edges of the cone of feasible directions, so that a point where no
 descends is the optimum.
 """
 
+import itertools
+import math
+import time
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -136,6 +140,7 @@ def solve(
     kappa: jax.typing.ArrayLike = 0.0,
     tolerance: float = TOLERANCE,
     max_iterations: int = MAX_ITERATIONS,
+    tell: Callable[[float], None] | None = None,
 ) -> Solution:
     """Solves the problem above; to be called within `kernels.in_float64`.
 
@@ -148,12 +153,15 @@ def solve(
         kappa: least labeled mass, >= 0.
         tolerance: steepest descent left, relative to the spread of K w at the start.
         max_iterations: most steps; whoever calls has to look at the violation then.
+        tell: called with the share of the work that is done; not for `jit`.
 
     Returns:
         The solution; meaningless if `most_labeled_mass` says that there is none.
     """
-    numbers = (total, kappa, tolerance, max_iterations)
-    return _solve(gram, upper, semi_targets, *map(jnp.asarray, numbers))
+    numbers = map(jnp.asarray, (total, kappa, tolerance, max_iterations))
+    if tell is None:
+        return _solve(gram, upper, semi_targets, *numbers)
+    return _solve_in_pieces(gram, _boxed(gram, upper, semi_targets), *numbers, tell)
 
 
 def _boxed(gram, upper, semi_targets) -> _Box:
@@ -190,6 +198,50 @@ def most_labeled_mass(
 @parallel.compiled
 def _solve(gram, upper, semi_targets, total, kappa, tolerance, max_iterations):
     box = _boxed(gram, upper, semi_targets)
+    start = _start(gram.times, box, total, kappa)
+    state, spread = _begun(gram, box, *start, tolerance)
+    end = _advanced(gram, box, state, spread, tolerance, max_iterations)
+    return _solution(gram, box, end, spread)
+
+
+def _solve_in_pieces(gram, box, total, kappa, tolerance, max_iterations, tell):
+    """`_solve` by many calls, between which it tells how far it is."""
+    passes = itertools.count()
+
+    def times(weights):  # is called twice
+        before = next(passes)
+        return gram.times(weights, lambda share: tell((before + share) / 4))
+
+    start = _start(times, box, total, kappa)
+    state, spread = _begin(gram, box, *start, tolerance)
+    left, size = float(_violation(state, spread)), 64
+    while left > tolerance and state.iterations < max_iterations:
+        began = time.perf_counter()
+        limit = jnp.minimum(state.iterations + size, max_iterations)
+        state = _advance(gram, box, state, spread, tolerance, limit)
+        left = float(_violation(state, spread))
+        size = kernels.next_piece(size, time.perf_counter() - began)
+        if 0 < left < 1:
+            tell(0.5 + 0.5 * min(1.0, math.log(left) / math.log(tolerance)))
+    return _solution(gram, box, state, spread)
+
+
+def _begun(gram, box, weights, values, slack, tolerance):
+    """The state before the first step, and the spread of its values."""
+    # What rounding leaves of equal examples is not to be minimized.
+    real = values[: gram.size]
+    rounding = jnp.finfo(gram.dtype).eps * jnp.max(jnp.abs(real))
+    spread = jnp.max(real) - jnp.min(real) + rounding / tolerance
+    energy, choice = weights @ values, _chooser(box)(weights, values, slack)
+    return _State(weights, values, slack, energy, jnp.array(0), choice), spread
+
+
+def _violation(state, spread):
+    return state.choice.slope / state.choice.length / spread
+
+
+def _advanced(gram, box, state, spread, tolerance, max_iterations):
+    """The state at the optimum, or after so many iterations in all."""
     choose = _chooser(box)
 
     def step(state):
@@ -221,28 +273,25 @@ def _solve(gram, upper, semi_targets, total, kappa, tolerance, max_iterations):
             choose(updated, values, slack),
         )
 
-    def violation(state):
-        return state.choice.slope / state.choice.length / spread
-
     def unfinished(state):
-        return (violation(state) > tolerance) & (state.iterations < max_iterations)
+        more = state.iterations < max_iterations
+        return (_violation(state, spread) > tolerance) & more
 
-    weights, values, slack = _start(gram, box, total, kappa)
-    # What rounding leaves of equal examples is not to be minimized.
-    real = values[: gram.size]
-    rounding = jnp.finfo(gram.dtype).eps * jnp.max(jnp.abs(real))
-    spread = jnp.max(real) - jnp.min(real) + rounding / tolerance
-    choice = choose(weights, values, slack)
-    start = _State(weights, values, slack, weights @ values, jnp.array(0), choice)
-    end = lax.while_loop(unfinished, step, start)
+    return lax.while_loop(unfinished, step, state)
+
+
+def _solution(gram, box, end, spread):
     return Solution(
         end.weights[: gram.size],
         end.values[: gram.size],
         _threshold(end.weights, end.values, box),
         end.energy / 2,
-        jnp.maximum(violation(end), 0.0),
+        jnp.maximum(_violation(end, spread), 0.0),
         end.iterations,
     )
+
+
+_begin, _advance = parallel.compiled(_begun), parallel.compiled(_advanced)
 
 
 def _chooser(box):
@@ -292,7 +341,7 @@ def _argmax(x):
     return jnp.min(jnp.where(x == largest, places, x.shape[-1] - 1), axis=-1)
 
 
-def _start(gram, box, total, kappa):
+def _start(times, box, total, kappa):
     """The better of two feasible starts, with its values and its slack.
 
     The mass of each group is spread evenly, or put on the examples of steepest descent.
@@ -311,7 +360,7 @@ def _start(gram, box, total, kappa):
         slack = jnp.maximum(normal + anomalous - kappa, 0.0)
     shares = jnp.where(caps > 0, jnp.clip(masses / caps, 0.0, 1.0), 0.0)
     even = (signs * shares) @ sizes
-    even_values = gram.times(even)
+    even_values = times(even)
 
     def steepest(mass, sign, sizes):
         order = jnp.argsort(jnp.where(sizes > 0, sign * even_values, jnp.inf))
@@ -320,7 +369,7 @@ def _start(gram, box, total, kappa):
         return jnp.zeros_like(sizes).at[order].set(sign * filled)
 
     steep = jnp.sum(jax.vmap(steepest)(masses, signs, sizes), axis=0)
-    steep_values = gram.times(steep)
+    steep_values = times(steep)
     better = steep @ steep_values < even @ even_values
     weights = jnp.where(better, steep, even)
     return weights, jnp.where(better, steep_values, even_values), slack

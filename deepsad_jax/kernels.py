@@ -8,6 +8,7 @@ bandwidths.
 import functools
 import logging
 import numbers
+import time
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -187,17 +188,24 @@ class Gram:
             rows = base(self.kernel.name, rows, self.x).astype(self.dtype)
         return rows
 
+    @property
+    def blocks(self) -> int:
+        """How many blocks of rows there are."""
+        return len(self.x) // _block(len(self.x))
+
+    def block(self, i: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Indices and rows of the base of a block, `[block]` and `[block, padded]`."""
+        size = _block(len(self.x))
+        indices = i * size + jnp.arange(size)
+        return indices, self.base_rows(i * size, size)
+
     def map_blocks(self, function: Callable) -> Any:
         """`function(indices, base_rows)` of whole blocks of rows, one after the other.
 
         Returns:
             What the function returns for each row, `[padded, ...]`.
         """
-        block = _block(len(self.x))
-        starts, own = np.arange(0, len(self.x), block), np.arange(block)
-        parts = lax.map(
-            lambda start: function(start + own, self.base_rows(start, block)), starts
-        )
+        parts = lax.map(lambda i: function(*self.block(i)), np.arange(self.blocks))
         return jax.tree.map(lambda part: part.reshape(-1, *part.shape[2:]), parts)
 
     def between(self, indices: jax.Array) -> jax.Array:
@@ -207,11 +215,58 @@ class Gram:
             return self.kernel(few.astype(self.dtype))
         return self.kernel(self.base[indices[:, None], indices])
 
-    def times(self, weights: jax.Array) -> jax.Array:
-        """The kernel matrix times a vector, `[padded]` float64."""
+    def times(
+        self, weights: jax.Array, tell: Callable[[float], None] | None = None
+    ) -> jax.Array:
+        """The kernel matrix times a vector, `[padded]` float64; `tell`: `in_pieces`."""
+        if tell is not None:
+            step = functools.partial(_times, self, weights)
+            return in_pieces(step, jnp.zeros(len(self.x)), self.blocks, tell)
         return self.map_blocks(
             lambda _, rows: jnp.sum(self.kernel(rows) * weights, axis=1)
         )
+
+
+@parallel.compiled
+def _times(gram, weights, result, first, last):
+    """Some blocks of `Gram.times`, written into the result."""
+
+    def of_block(i, result):
+        indices, rows = gram.block(i)
+        values = jnp.sum(gram.kernel(rows) * weights, axis=1)
+        return lax.dynamic_update_slice_in_dim(result, values, indices[0], 0)
+
+    return lax.fori_loop(first, last, of_block, result)
+
+
+def in_pieces(
+    step: Callable, result: Any, count: int, tell: Callable[[float], None]
+) -> Any:
+    """`step(result, first, last)` for all of `count` blocks, by many calls.
+
+    Args:
+        step: a compiled function that goes on with a result, by some blocks.
+        result: what it begins with.
+        count: of the blocks.
+        tell: called after each piece, of about half a second, with the share of the
+            blocks that are done.
+
+    Returns:
+        The last result.
+    """
+    first, size = 0, 1
+    while first < count:
+        began, last = time.perf_counter(), min(first + size, count)
+        result = jax.block_until_ready(step(result, first, last))
+        size = next_piece(last - first, time.perf_counter() - began)
+        first = last
+        tell(first / count)
+    return result
+
+
+def next_piece(size: int, seconds: float) -> int:
+    """How much to do at once, so that it takes half a second, if `size` took some."""
+    return max(1, int(size * min(4.0, 0.5 / max(seconds, 1e-3))))
 
 
 @in_float64
@@ -222,8 +277,8 @@ def gram(kernel: Kernel, x: jax.typing.ArrayLike, stored: bool | None = None) ->
         kernel: the kernel.
         x: examples, `[n, ...]`, uint8 (scaled to [0, 1]) or floating.
         stored: whether to keep its base, in 4 n^2 bytes (8 up to `MOST_DOUBLE`); by
-            default if n is at most `MOST_STORED`. Otherwise rows are recomputed
-            whenever they are needed.
+            default if n is at most `MOST_STORED`, and what a large one costs is told.
+            Otherwise rows are recomputed whenever they are needed.
 
     Returns:
         The matrix; `gram.replace(kernel=...)` is that of another bandwidth.
@@ -232,15 +287,16 @@ def gram(kernel: Kernel, x: jax.typing.ArrayLike, stored: bool | None = None) ->
     rows = as_rows(x)
     size = len(rows)
     rows = padded(rows, -size % _block(size))
-    stored = size <= MOST_STORED if stored is None else stored
-    _announce(size, rows.shape[1], stored)
+    if stored is None:
+        stored = size <= MOST_STORED
+        _announce(size, rows.shape[1], stored)
     own_base = _own_base(kernel.name, _dtype(size), rows) if stored else None
     return Gram(rows, own_base, kernel, size)
 
 
 def _announce(size: int, width: int, stored: bool) -> None:
     """Says beforehand what a large kernel matrix costs."""
-    gigabytes = size**2 * _dtype(size).itemsize / 1e9
+    gigabytes = matrix_size(size) / 1e9
     if stored and size > MOST_DOUBLE:
         logging.getLogger(__name__).info(
             "the kernel matrix of %d examples takes %.1f GB", size, gigabytes
@@ -254,6 +310,11 @@ def _announce(size: int, width: int, stored: bool) -> None:
             RuntimeWarning,
             stacklevel=4,
         )
+
+
+def matrix_size(size: int) -> int:
+    """Bytes of the kernel matrix of so many examples."""
+    return size**2 * _dtype(size).itemsize
 
 
 def padded(x: jax.Array, missing: int) -> jax.Array:

@@ -11,11 +11,10 @@ Three conventions to know:
 * distances are *squared* Euclidean distances, without a factor 1/2;
 * `semi_targets` are +1 for known normal, 0 for unlabeled and -1 for known anomalies;
   another value is refused or, where it is traced and cannot be seen, gives NaN;
-* hyper-parameters are checked where they are Python or NumPy numbers.
+* hyper-parameters are checked unless they are traced.
 """
 
 import math
-import numbers
 
 import jax
 import jax.numpy as jnp
@@ -163,7 +162,7 @@ def soft_boundary_loss(
     >>> soft_boundary_loss(z, jnp.zeros(1), jnp.array(2.0), nu=0.5)
     Array([ 4., 14.], dtype=float32)
     """
-    if isinstance(nu, numbers.Real) and not 0 < nu <= 1:
+    if not _is_within(nu, lambda values: (values > 0) & (values <= 1)):
         raise ValueError(f"nu is {nu}; it must be in (0, 1]")
     squared_radius = jnp.square(radius)
     excess = squared_distance(embeddings, center) - squared_radius
@@ -399,7 +398,7 @@ def m2_loss(
     >>> m2_loss(bounds, log_q, jnp.array([0, -1]), alpha=0.0).round(1)
     Array([3.3, 5. ], dtype=float32)
     """
-    if isinstance(alpha, numbers.Real) and not 0 <= alpha < math.inf:
+    if not _is_within(alpha, lambda values: (values >= 0) & (values < math.inf)):
         raise ValueError(f"alpha is {alpha}; it must be >= 0 and finite")
     shapes = (*jnp.shape(semi_targets), 2)
     for name, values in (("bounds", bounds), ("log_q", log_q)):
@@ -483,6 +482,7 @@ def _check_semi_targets(semi_targets: jax.Array, embeddings: jax.Array) -> None:
             f"semi_targets has shape {jnp.shape(semi_targets)}, but embeddings of "
             f"shape {jnp.shape(embeddings)} need {jnp.shape(embeddings)[:-1]}"
         )
+    _refuse_booleans(semi_targets)
 
 
 def _check_equal_shapes(name: str, values: jax.Array, semi_targets: jax.Array) -> None:
@@ -490,6 +490,15 @@ def _check_equal_shapes(name: str, values: jax.Array, semi_targets: jax.Array) -
         raise ValueError(
             f"semi_targets has shape {jnp.shape(semi_targets)}, but {name} has shape "
             f"{jnp.shape(values)}; they must be equal"
+        )
+    _refuse_booleans(semi_targets)
+
+
+def _refuse_booleans(semi_targets: jax.Array) -> None:
+    if jnp.issubdtype(jnp.result_type(semi_targets), jnp.bool_):
+        raise ValueError(
+            "semi_targets holds booleans, which may mean either; give 1 known normal, "
+            "0 unlabeled, -1 known anomaly"
         )
 
 
@@ -530,11 +539,19 @@ _from_half.defvjp(lambda x: (x.astype(jnp.float32), None), _clipped)
 
 
 def _check_positive(name: str, value: float) -> None:
-    # Traced values cannot be looked at; they are the caller's responsibility.
-    if isinstance(value, numbers.Real) and not 0 < value < math.inf:
+    if not _is_within(value, lambda values: (values > 0) & (values < math.inf)):
         raise ValueError(f"{name} is {value}; it must be > 0 and finite")
 
 
 def _check_epsilon(epsilon: float) -> None:
-    if isinstance(epsilon, numbers.Real) and not 1e-12 <= epsilon < math.inf:
+    if not _is_within(epsilon, lambda e: (e >= 1e-12) & (e < math.inf)):
         raise ValueError(f"epsilon is {epsilon}; it must be at least 1e-12 and finite")
+
+
+def _is_within(value, is_allowed) -> bool:
+    """Whether a value is a number, or an array of such, that is allowed."""
+    if isinstance(value, jax.core.Tracer):
+        return True  # cannot be looked at: it is the caller's responsibility
+    values = np.asarray(value)
+    is_real = values.dtype.kind in "iu" or jnp.issubdtype(values.dtype, jnp.floating)
+    return is_real and bool(np.all(is_allowed(values)))

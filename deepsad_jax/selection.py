@@ -12,16 +12,20 @@ What all values share (distances, kernel matrices) is computed once.
 """
 
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
 
 import jax
 import numpy as np
 
-from deepsad_jax import epochs, methods, metrics
+from deepsad_jax import epochs, kernels, methods, metrics
 
 SHARE, FOLDS = 0.1, 5
-STAGE = "train"
+# The stage and its steps: per cent of the work.
+STAGE, STEPS = "train", 100
+# Rows of which the time for all is told, as kernel matrices of float32.
+_TIMED = 4608
 
 # An objective and its variables.
 Fitted = tuple[Any, dict[str, Any]]
@@ -56,10 +60,24 @@ class Shallow(methods.Method):
         raise NotImplementedError
 
     def prepare(
-        self, x: np.ndarray, semi_targets: np.ndarray, seed: int
+        self,
+        x: np.ndarray,
+        semi_targets: np.ndarray,
+        seed: int,
+        tell: Callable[[float], None] | None = None,
     ) -> Callable[[float], Fitted]:
-        """A function of the number that fits to rows `[n, D]`."""
+        """A function of the number that fits to rows `[n, D]`.
+
+        A fit that takes long calls `tell` with the share of it that is done.
+        """
         raise NotImplementedError
+
+    def seconds(
+        self, x: np.ndarray, semi_targets: np.ndarray, seed: int, by: str
+    ) -> float:
+        """About how long many rows will take, 0 if not long; `by` chooses."""
+        del x, semi_targets, seed, by
+        return 0.0
 
     def grid(
         self, fit: Callable[[float], Fitted], rows: np.ndarray
@@ -71,7 +89,9 @@ class Shallow(methods.Method):
                 scores = epochs.evaluate(objective, "score", variables, rows)
             yield fitted, scores
 
-    def likelihood(self, x: np.ndarray) -> np.ndarray:
+    def likelihood(
+        self, x: np.ndarray, tell: Callable[[float], None] | None = None
+    ) -> np.ndarray:
         """For each candidate the likelihood of held-out rows; of densities."""
         raise NotImplementedError
 
@@ -84,10 +104,8 @@ class Shallow(methods.Method):
         return "none" if few_labels else self.preferred
 
     def stages(self) -> dict[str, int]:
-        """The stage and its steps: fits of a grid, and the last fit."""
-        grid = len(self.candidates)
-        steps = {"train_labels": FOLDS * grid + 1, "test_auc": grid, "likelihood": 2}
-        return {STAGE: steps.get(self.chosen_by(None), 1)}
+        """The stage and its steps, per cent of the work."""
+        return {STAGE: STEPS}
 
     def check(self, run: methods.Run, devices: int = 1) -> None:
         del devices
@@ -175,14 +193,11 @@ class Shallow(methods.Method):
         self.check_labels(semi_targets, seed)
         by = self.chosen_by(semi_targets)
         _check_selection_set(self.selection, selection_set)
-        last = self.stages()[STAGE]
+        tell = _Teller(observe)
+        if len(x) > kernels.MOST_STORED:
+            self._announce(x, semi_targets, seed, by)
         found = {"by": by, "parameter": self.parameter}
-
-        def done(step):
-            if observe is not None:
-                observe(STAGE, step, {})
-
-        fitted, best, criterion = None, -np.inf, None
+        fitted, best, criterion, last = None, -np.inf, None, 1.0
         if by == "test_auc":
             rows, labels = selection_set
             found["examples"], criterion = len(rows), []
@@ -191,12 +206,13 @@ class Shallow(methods.Method):
                 criterion.append(metrics.auroc(labels, scores))
                 if criterion[-1] > best:
                     fitted, best = candidate, criterion[-1]
-                done(len(criterion))
+                tell(len(criterion) / len(self.candidates))
         elif by == "train_labels":
-            criterion = self._held_out(x, semi_targets, seed, done)
+            last = 1 / (FOLDS * len(self.candidates))
+            criterion = self._held_out(x, semi_targets, seed, tell.until(1 - last))
         elif by == "likelihood":
-            criterion = self.likelihood(x)
-            done(last - 1)
+            last = 1 / STEPS
+            criterion = self.likelihood(x, tell.until(1 - last))
         if criterion is None:
             found["value"] = self.default(x, seed)
         else:
@@ -204,11 +220,26 @@ class Shallow(methods.Method):
             found["candidates"] = [float(value) for value in self.candidates]
             found["criterion"] = [float(value) for value in criterion]
         if fitted is None:
-            fitted = self.prepare(x, semi_targets, seed)(found["value"])
-            done(last)
+            rest = lambda share: tell(1 - last * (1 - share))  # noqa: E731
+            fitted = self.prepare(x, semi_targets, seed, rest)(found["value"])
+        tell(1.0)
         return fitted, found
 
-    def _held_out(self, x, semi_targets, seed, done) -> np.ndarray:
+    def _announce(self, x, semi_targets, seed, by) -> None:
+        """Says beforehand how long very many rows will take, if they do."""
+        if not (seconds := self.seconds(x, semi_targets, seed, by)):
+            return
+        gigabytes = kernels.matrix_size(len(x)) / 1e9
+        time_left = "hours" if np.isnan(seconds) else f"about {duration(seconds)}"
+        warnings.warn(
+            f"{self.method} compares each of {len(x)} rows with all others, which "
+            f"will take {time_left}: their kernel matrix of {gigabytes:.3g} GB is not "
+            "kept but computed whenever it is needed; fewer rows are faster",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+
+    def _held_out(self, x, semi_targets, seed, tell) -> np.ndarray:
         """Mean AUROC of known anomalies against all others in held-out folds."""
         labels = (semi_targets == -1).astype(int)
         splits, k = list(folds(semi_targets, seed)), len(self.candidates)
@@ -217,9 +248,49 @@ class Shallow(methods.Method):
             fit = self.prepare(x[train], semi_targets[train], seed)
             for j, (_, scores) in enumerate(self.grid(fit, x[held_out])):
                 aurocs[i, j] = metrics.auroc(labels[held_out], scores)
-                # As if there were always as many folds as `stages` says.
-                done((i * k + j + 1) * FOLDS // len(splits))
+                tell((i * k + j + 1) / aurocs.size)
         return np.mean(aurocs, axis=0)
+
+
+class _Teller:
+    """Tells an observer the per cent of the work that is done, each number once."""
+
+    def __init__(self, observe: Callable | None):
+        self._observe, self._told = observe, 0
+
+    def __call__(self, share: float) -> None:
+        step = int(STEPS * share)
+        if step > self._told and self._observe is not None:
+            self._observe(STAGE, step, {})
+            self._told = step
+
+    def until(self, most: float) -> Callable[[float], None]:
+        """The same for a part of the work, the first, of that share."""
+        return lambda share: self(most * share)
+
+
+def timed(fit: Callable, x: np.ndarray, seed: int, *arrays: np.ndarray) -> float:
+    """Seconds that a fit takes which looks at all pairs of rows, from a few of them.
+
+    NaN if these cannot be fitted, as where they have too few labels.
+    """
+    rows = np.random.default_rng(seed).permutation(len(x))[:_TIMED]
+    few = [array[rows] for array in (x, *arrays)]
+    try:
+        jax.block_until_ready(fit(*few))  # compiles
+        began = time.perf_counter()
+        jax.block_until_ready(fit(*few))
+    except ValueError:
+        return np.nan
+    return (time.perf_counter() - began) * (len(x) / len(rows)) ** 2
+
+
+def duration(seconds: float) -> str:
+    """A time in words, of two digits."""
+    for unit, size in (("days", 86_400), ("h", 3600), ("min", 60)):
+        if seconds >= size:
+            return f"{seconds / size:.2g} {unit}"
+    return f"{max(1, round(seconds))} s"
 
 
 def selection_rows(labels: np.ndarray, seed: int) -> np.ndarray:

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import hashlib
 import json
 import numbers
 import operator
@@ -94,11 +95,8 @@ def experiment(config: ConfigDict) -> Experiment:
         ValueError, OSError: for what is wrong in the config or the data.
     """
     check(config)
-    name, folder = config.data.name, config.data.dir
-    paths = [name, *(os.path.join(folder, name + end) for end in sources.SUFFIXES)]
-    stamps = [(s.st_mtime_ns, s.st_size) for p in paths if (s := _stat(p))]
     with _named(config):
-        source = _source(name, folder, config.data.label, tuple(stamps))
+        source = _source(*_stamped(config))
     drawn, evaluates = protocol_of(config), _evaluates(config)
     if evaluates:
         problem = protocol.whole(source, drawn)
@@ -155,6 +153,31 @@ def _evaluates(config: ConfigDict) -> bool:
     if before is None or not is_whole:
         return is_whole
     return os.path.realpath(before["name"]) != os.path.realpath(config.data.name)
+
+
+def data_digest(config: ConfigDict) -> str:
+    """What tells the data of a config from others: SHA-256 of their arrays."""
+    return _digest(*_stamped(config))
+
+
+@functools.lru_cache(maxsize=256)
+def _digest(*stamped) -> str:
+    found = hashlib.sha256()
+    for part in _source(*stamped):
+        if isinstance(part, np.ndarray):
+            found.update(f"{part.dtype}{part.shape}".encode())
+            found.update(np.ascontiguousarray(part).view(np.uint8).data)
+        else:
+            found.update(repr(part).encode())
+    return found.hexdigest()
+
+
+def _stamped(config: ConfigDict) -> tuple[str, str, str, tuple]:
+    """What the data are read from: a name, a folder and a label, and when files were changed."""
+    name, folder = config.data.name, config.data.dir
+    paths = [name, *(os.path.join(folder, name + end) for end in sources.SUFFIXES)]
+    stamps = [(s.st_mtime_ns, s.st_size) for p in paths if (s := _stat(p))]
+    return name, folder, config.data.label, tuple(stamps)
 
 
 @functools.lru_cache(maxsize=2)

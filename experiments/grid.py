@@ -205,11 +205,14 @@ class _Weights:
 
 
 def _finished(job: Job, resume: bool) -> bool:
-    if job.is_finished:
-        workdir.check_same(job.folder, job.config.to_dict())
-        return True
-    workdir.check_unfinished(job.folder, job.config.to_dict(), resume)
-    return False
+    folder, config, is_finished = job.folder, job.config, job.is_finished
+    if is_finished:
+        workdir.check_same(folder, config.to_dict())
+    else:
+        workdir.check_unfinished(folder, config.to_dict(), resume)
+    if (folder / workdir.DATA).exists():
+        workdir.check_data(folder, config.data.name, build.data_digest(config))
+    return is_finished
 
 
 def family(config: Config) -> str:
@@ -252,6 +255,8 @@ def _run_together(jobs, target, bars, weights, draw, bases) -> None:
     method, runs = made[0].options, [each.run for each in made]
     plan = method.plan_for(runs) if made[0].plan.devices == 1 else None
     configs, folders = [job.config for job in jobs], [job.folder for job in jobs]
+    for config, folder in zip(configs, folders, strict=True):
+        workdir.note_data(folder, config.data.name, build.data_digest(config))
     with session.keepers(configs, folders, target) as keepers:
         if plan is not None:
             bars.starts(len(jobs), method.stages(), sum(map(weights, jobs)))

@@ -5,9 +5,10 @@
     python -m experiments.run --config=configs/mnist.py --config.data.normal_class=3 \\
         --config.data.dir=DATA --config.train.epochs=50
 
-Results go to the working directory: config.json, metrics.jsonl (losses of each epoch),
-results.json (AUROC, average precision, times, versions), scores.npz (index, label,
-score of each test example), model (the trained network) and pictures.
+Results go to the working directory: config.json, data.json (a digest of the data),
+metrics.jsonl (losses of each epoch), results.json (AUROC, average precision, times,
+versions), scores.npz (index, label, score of each test example), model (the trained
+network) and pictures.
 """
 
 import contextlib
@@ -53,6 +54,7 @@ def run(
     hybrid = "-hybrid" if config.hybrid else ""
     label = f"{pathlib.Path(config.data.name).stem}-{config.method}{hybrid}"
     with workdir.locked(folder, label, config.to_dict(), resume=resume) as target:
+        workdir.note_data(target, config.data.name, build.data_digest(config))
         bars = session.OneRun(target / "metrics.jsonl", made.options.stages())
         with (
             contextlib.closing(bars),

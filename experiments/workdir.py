@@ -27,7 +27,7 @@ try:
 except ImportError:  # another system
     fcntl = None
 
-CONFIG, RESULTS = "config.json", "results.json"
+CONFIG, DATA, RESULTS = "config.json", "data.json", "results.json"
 MAY_DIFFER = ("devices", "checkpoint")
 # A hidden name that nobody else gives to a file.
 _LOCK = ".deepsad-lock"
@@ -200,6 +200,24 @@ def check_same(
             f"{folder} holds a run of another config ({'; '.join(changes[:5])}{more}); "
             "choose another --workdir"
         )
+
+
+def check_data(folder: pathlib.Path, name: str, digest: str) -> None:
+    """Raises ValueError if the run in a folder, if any, has begun on other data."""
+    if (folder / DATA).exists():
+        before = str(read_json(folder / DATA).get("sha256"))
+        if before != digest:
+            raise ValueError(
+                f"{folder} holds a run on other data: {name} has changed since (the "
+                f"SHA-256 of its arrays was {before[:12]}, is {digest[:12]}); restore "
+                "it, or choose another --workdir"
+            )
+
+
+def note_data(folder: pathlib.Path, name: str, digest: str) -> None:
+    """Writes which data a run is on, after `check_data`."""
+    check_data(folder, name, digest)
+    write_json(folder / DATA, {"name": name, "sha256": digest})
 
 
 def _flat(content: dict, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -357,7 +357,12 @@ def test_other_targets_are_refused_or_give_nan(loss, embeddings):
 @pytest.mark.parametrize("loss", [losses.deep_sad_loss, losses.hypersphere_loss])
 @pytest.mark.parametrize("name", ["eta", "epsilon"])
 @pytest.mark.parametrize(
-    "value", [0, -1.0, np.float32(-1), np.int8(-1), np.inf, np.nan], ids=repr
+    "value",
+    [
+        *(0, -1.0, np.float32(-1), np.int8(-1), np.inf, np.nan, "1", None, True),
+        *(np.array(-1), jnp.float32(-1), jnp.bfloat16(-1)),
+    ],
+    ids=repr,
 )
 def test_hyper_parameters_out_of_range_are_refused(loss, name, value, embeddings):
     with pytest.raises(ValueError, match=f"{name} is {value}; it must be .* finite"):
@@ -372,6 +377,30 @@ def test_epsilon_is_at_least_what_float32_can_differentiate(embeddings):
         lambda e: losses.deep_sad_loss(embeddings, np.zeros(7), CENTER, eta=e)
     )
     assert np.isfinite(traced(-1.0)).all()
+
+
+@pytest.mark.parametrize("eta", [2, np.array(2), jnp.float32(2), jnp.bfloat16(2)])
+def test_hyper_parameters_of_any_real_type_are_taken(eta, embeddings):
+    targets = np.ones(7)
+    expected = losses.deep_sad_loss(embeddings, targets, CENTER, eta=2.0)
+    found = losses.deep_sad_loss(embeddings, targets, CENTER, eta=eta)
+    np.testing.assert_allclose(found, expected, 1e-6)
+
+
+def test_booleans_may_mean_either_and_are_refused(embeddings):
+    known = np.arange(7) < 3
+    for loss in (losses.deep_sad_loss, losses.hypersphere_loss):
+        with pytest.raises(ValueError, match="semi_targets holds booleans"):
+            loss(embeddings, known, CENTER)
+    for loss in (losses.deviation_loss, losses.classification_loss):
+        with pytest.raises(ValueError, match="semi_targets holds booleans"):
+            jax.jit(loss)(np.zeros(7), known)
+
+
+@pytest.mark.parametrize("nu", [0, 1.5, jnp.float32(-1), np.array(2), "1"])
+def test_nu_is_a_share(nu, embeddings):
+    with pytest.raises(ValueError, match=rf"nu is {nu}; it must be in \(0, 1\]"):
+        losses.soft_boundary_loss(embeddings, CENTER, 1.0, nu=nu)
 
 
 def test_wrong_arguments_are_named(embeddings):

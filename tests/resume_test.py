@@ -21,7 +21,7 @@ import pytest
 
 import deepsad_jax as sad
 from deepsad_jax import checkpoints, detectors, networks, parallel, training
-from experiments import run, sweep, workdir
+from experiments import report, run, sweep, workdir
 
 # What TensorStore prints for each array that fails after another one has.
 pytestmark = pytest.mark.filterwarnings(
@@ -390,6 +390,49 @@ def test_another_config_is_refused_with_the_difference(stopped_run):
     assert kill_harness.content(folder) == before
     with pytest.raises(ValueError, match="eta was 1.0, is 2.0; seed was 0, is 1"):
         run.run(config_of(eta=2.0, seed=1), str(folder))
+
+
+@pytest.fixture
+def own_table(tmp_path):
+    """A config of a file of one's own, and what writes it with another value in it."""
+    path, x = tmp_path / "mine.csv", np.random.default_rng(0).random((60, 3))
+
+    def write(value):
+        x[0, 0] = value
+        lines = (f"{a},{b},{c},{i % 3 == 0:d}" for i, (a, b, c) in enumerate(x))
+        path.write_text("\n".join(["a,b,c,label", *lines]))
+
+    write(0.5)
+    return config_of(**{"data.name": str(path), "method": "isoforest"}), write
+
+
+def test_a_run_does_not_go_on_with_data_that_have_changed(own_table, tmp_path):
+    (config, write), folder = own_table, tmp_path / "run"
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(report, "write", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run.run(config, str(folder))
+    write(0.25)
+    message = f"{folder} holds a run on other data: .*mine.csv has changed since"
+    with pytest.raises(ValueError, match=message):
+        run.run(config, str(folder))
+    assert not (folder / "results.json").exists()
+    write(0.5)  # restored: only the time of the file is another
+    run.run(config, str(folder))
+
+
+def test_a_sweep_does_not_mix_data(own_table, tmp_path):
+    (config, write), folder = own_table, tmp_path / "sweep"
+    sweep.sweep(sweep.expand(config, {}, seeds=1), str(folder))
+    write(0.25)
+    before = kill_harness.content(folder)
+    with pytest.raises(ValueError, match="mine.csv has changed since"):
+        sweep.sweep(sweep.expand(config, {}, seeds=2), str(folder))
+    assert kill_harness.content(folder) == before
 
 
 def test_resume_never_refuses_what_is_unfinished(stopped_run, tmp_path):

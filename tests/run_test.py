@@ -47,6 +47,7 @@ def test_a_run_leaves_everything_behind(finished):
     folder, output = finished
     assert {path.name for path in folder.iterdir()} == {
         "config.json",
+        "data.json",
         "metrics.jsonl",
         "results.json",
         "scores.npz",

@@ -146,7 +146,7 @@ def test_a_hybrid_is_scikit_learns_machine_on_the_codes(tmp_path):
     fitted, record = options.fit(
         KEY, data, observe=lambda stage, done, _: told.append((stage, done))
     )
-    assert list(options.stages().items()) == [("pretrain", 2), ("train", 1)]
+    assert list(options.stages().items()) == [("pretrain", 2), ("train", 100)]
     assert {stage: done for stage, done in told} == options.stages()
     assert record.details["hybrid"] is True and "pretrain" in record.history
     assert record.seconds.keys() == {"pretrain", "train"}

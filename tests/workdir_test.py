@@ -101,6 +101,20 @@ def test_devices_and_checkpoints_may_differ_and_what_else_is_named(own):
     assert workdir.read_json(own / "config.json")["seed"] == 1
 
 
+def test_data_that_have_changed_are_refused_and_named(own):
+    workdir.check_data(own, "my.csv", "a" * 64)  # nothing is known
+    for _ in range(2):
+        workdir.note_data(own, "my.csv", "a" * 64)
+    before = content(own)
+    message = rf"{own} holds a run on other data: my.csv has changed .* was a+, is b+\)"
+    with pytest.raises(ValueError, match=message):
+        workdir.note_data(own, "my.csv", "b" * 64)
+    assert content(own) == before
+    (own / workdir.DATA).write_text("[]")
+    with pytest.raises(ValueError, match=r"data\.json is damaged"):
+        workdir.check_data(own, "my.csv", "a" * 64)
+
+
 def test_what_is_finished_or_never_to_be_resumed_is_refused(own):
     with pytest.raises(ValueError, match="holds an unfinished experiment"):
         workdir.prepare(str(own), "", CONFIG, resume=False)

@@ -62,7 +62,7 @@ def read(path: pathlib.Path, label: str = "") -> tuple[Arrays, str]:
     except Exception as error:  # the readers raise many kinds for damaged files
         cause = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(
-            f"{path} cannot be read as {path.suffix} ({cause.rstrip('.')}); "
+            f"{path} cannot be read as {path.suffix} ({cause[:300].rstrip('.')}); "
             f"{_ADVICE[path.suffix]}"
         ) from error
 

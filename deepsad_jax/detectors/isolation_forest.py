@@ -123,7 +123,11 @@ class IsolationForest(selection.Shallow):
         return 0.0
 
     def prepare(
-        self, x: np.ndarray, semi_targets: np.ndarray, seed: int
+        self,
+        x: np.ndarray,
+        semi_targets: np.ndarray,
+        seed: int,
+        tell: Callable[[float], None] | None = None,
     ) -> Callable[[float], Fitted]:
         options = {"n_trees": self.n_trees, "n_samples": self.n_samples}
         return lambda _: fit(x, seed=seed, **options)

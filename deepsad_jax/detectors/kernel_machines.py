@@ -67,6 +67,7 @@ def fit_ssad(
     gram: kernels.Gram | None = None,
     tolerance: float = dual.TOLERANCE,
     max_iterations: int = dual.MAX_ITERATIONS,
+    tell: Callable[[float], None] | None = None,
 ) -> Machine:
     """Fits SSAD.
 
@@ -82,6 +83,8 @@ def fit_ssad(
             among bandwidths.
         tolerance: see `dual.solve`.
         max_iterations: most steps of the solver, which warns when they are used up.
+        tell: called now and then with the share of the work that is done; not for
+            `jit`.
 
     Raises:
         ValueError: for wrong options or examples, and if no dual variables satisfy
@@ -103,7 +106,7 @@ def fit_ssad(
     upper = xp.where(semi_targets == 0, C_unlabeled, upper)
     kappa = xp.where(xp.any(semi_targets != 0), kappa, 0.0)
     problem = {"semi_targets": semi_targets if labeled else None, "kappa": kappa}
-    solver = {"tolerance": tolerance, "max_iterations": max_iterations}
+    solver = {"tolerance": tolerance, "max_iterations": max_iterations, "tell": tell}
     return _solved(_gram_for(gram, kernel, x), upper, 1.0, **problem, **solver)
 
 
@@ -116,6 +119,7 @@ def fit_ocsvm(
     gram: kernels.Gram | None = None,
     tolerance: float = dual.TOLERANCE,
     max_iterations: int = dual.MAX_ITERATIONS,
+    tell: Callable[[float], None] | None = None,
 ) -> Machine:
     """Fits the one-class SVM; weights and threshold have the scale of scikit-learn's.
 
@@ -123,7 +127,7 @@ def fit_ocsvm(
         x: training examples, `[n, ...]`, uint8 (scaled to [0, 1]) or floating.
         nu: upper bound of the share of examples outside the boundary, and lower bound
             of that of support vectors, in (0, 1].
-        kernel, gram, tolerance, max_iterations: as for `fit_ssad`.
+        kernel, gram, tolerance, max_iterations, tell: as for `fit_ssad`.
 
     Returns:
         The machine; `score(machine, x)` is minus scikit-learn's `decision_function`.
@@ -134,7 +138,7 @@ def fit_ocsvm(
     if kernels.is_concrete(nu):
         check_ocsvm(nu)
     gram = _gram_for(gram, kernel, x)
-    solver = {"tolerance": tolerance, "max_iterations": max_iterations}
+    solver = {"tolerance": tolerance, "max_iterations": max_iterations, "tell": tell}
     return _solved(gram, np.ones(gram.size), nu * gram.size, **solver)
 
 
@@ -271,16 +275,36 @@ class _Options(selection.Shallow):
         return float(1 / np.median(positive)) if len(positive) else 1.0
 
     def prepare(
-        self, x: np.ndarray, semi_targets: np.ndarray, seed: int
+        self,
+        x: np.ndarray,
+        semi_targets: np.ndarray,
+        seed: int,
+        tell: Callable[[float], None] | None = None,
     ) -> Callable[[float], Fitted]:
-        gram = kernels.gram(self._kernel(1.0), x)
+        stored = len(x) <= kernels.MOST_STORED
+        shared = {"gram": kernels.gram(self._kernel(1.0), x, stored)}
+        shared["tell"] = None if stored else tell  # small problems share a program
 
         def fit(gamma):
             kernel = self._kernel(gamma)
-            machine = self.machine(x, semi_targets, kernel=kernel, gram=gram)
+            machine = self.machine(x, semi_targets, kernel=kernel, **shared)
             return packed(compact(machine))
 
         return fit
+
+    def seconds(
+        self, x: np.ndarray, semi_targets: np.ndarray, seed: int, by: str
+    ) -> float:
+        kernel = self._kernel(self.default(x, seed))
+
+        def fit(x, semi_targets):
+            gram = kernels.gram(kernel, x, stored=False)
+            return self.machine(x, semi_targets, kernel=kernel, gram=gram).weights
+
+        one = selection.timed(fit, x, seed, semi_targets)
+        grid = len(self.candidates)
+        fits = {"test_auc": grid, "train_labels": 1 + 0.64 * selection.FOLDS * grid}
+        return fits.get(by, 1) * one
 
     def machine(self, x: np.ndarray, semi_targets: np.ndarray, **options) -> Machine:
         """The machine of these examples; options are the kernel and its matrix."""
@@ -370,12 +394,12 @@ def _expand(kernel, x, weights, threshold, rows):
     return threshold - lax.map(expansion, rows, batch_size=_SCORED_AT_ONCE)
 
 
-def _solved(gram, upper, total, *, tolerance, max_iterations, **problem):
+def _solved(gram, upper, total, *, tolerance, max_iterations, tell, **problem):
     if not 0 < tolerance < 1:
         raise ValueError(f"tolerance is {tolerance}; it must be in (0, 1)")
     if max_iterations < 0:
         raise ValueError(f"max_iterations is {max_iterations}; it must be >= 0")
-    solver = {"tolerance": tolerance, "max_iterations": max_iterations}
+    solver = {"tolerance": tolerance, "max_iterations": max_iterations, "tell": tell}
     found = dual.solve(gram, upper, total=total, **problem, **solver)
     if kernels.is_concrete(found.objective):
         if not np.isfinite(found.objective) or not np.isfinite(found.threshold):
