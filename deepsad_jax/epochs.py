@@ -441,7 +441,10 @@ def _derived(keys, count):
 
 @functools.lru_cache(maxsize=16)
 def _init(objective, shape, plan):
-    return plan.compile(lambda key: objective.init(key, jnp.zeros(shape)))
+    def init(key):
+        return objective.init(key, jnp.zeros(shape))
+
+    return plan.compile(init, options=fast_cpu.quick_options())
 
 
 def _slower(state, history, epoch, error) -> jax.Array:

@@ -11,6 +11,7 @@ channels last.
 import ctypes
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -303,19 +304,35 @@ def _windows(x: jax.Array) -> tuple[jax.Array, tuple[int, ...]]:
 
 
 @functools.cache
-def compiler_options() -> dict[str, str] | None:
+def compiler_options() -> dict[str, Any] | None:
     """XLA's options for convolutions that use all cores of a CPU; None elsewhere.
 
     XLA's library of microkernels has the faster convolutions on one core, but runs them
     on one; its older ones share the work.
     """
-    options = {"xla_cpu_experimental_ynn_fusion_type": ""}
     if jax.default_backend() != "cpu" or parallel.cores() == 1:
         return None
+    return _known({"xla_cpu_experimental_ynn_fusion_type": ""})
+
+
+@functools.cache
+def quick_options() -> dict[str, Any] | None:
+    """XLA's options for programs that run once, on a CPU; None elsewhere.
+
+    By default, the loops of a random draw of few numbers along several axes, such as a
+    small kernel's, are unrolled, which takes seconds. The bits are the same.
+    """
+    if jax.default_backend() != "cpu":
+        return None
+    return _known({"xla_backend_optimization_level": 1})
+
+
+def _known(options: dict[str, Any]) -> dict[str, Any] | None:
+    """The options, or None if this version of XLA does not have them."""
     try:
         jax.jit(lambda: 0, compiler_options=options).lower().compile()
     except jax.errors.JaxRuntimeError:
-        return None  # a version of XLA that has no such option
+        return None
     return options
 
 

@@ -240,8 +240,9 @@ def stack(runs: Sequence[PyTree], plan: Plan) -> PyTree:
     padding = [runs[-1]] * (share * plan.devices - len(runs))
 
     def join(*leaves):
-        joined = jnp.stack(leaves)
-        return joined.reshape(plan.devices, share, *joined.shape[1:])
+        on_device = any(isinstance(leaf, jax.Array) for leaf in leaves)
+        joined = (jnp if on_device else np).stack(leaves)  # jnp compiles for each shape
+        return jax.device_put(joined.reshape(plan.devices, share, *joined.shape[1:]))
 
     return jax.tree.map(join, *runs, *padding)
 

@@ -15,7 +15,10 @@ from deepsad_jax.detectors import deep_sad
 
 FAST = training.Stage(training.Adam(1e-3, milestones=(20,)), epochs=30, batch_size=32)
 NOTHING = training.Stage(epochs=0, batch_size=32)
-PAIR = networks.mlp_for_table(10)
+# Of few layers, which compile sooner.
+PAIR = networks.Pair(
+    networks.MLPEncoder((16,), 4), networks.MLPDecoder((16,), 10), (10,)
+)
 LOSSES = [*objectives.NAMED, "soft_boundary"]
 
 
@@ -37,6 +40,7 @@ def blobs():
 def fit(data, **options):
     # Embeddings are compared with those of the same rows.
     options = {"preprocessing": preprocessing.Unchanged(), **options}
+    options = {"encoder": PAIR.encoder, "decoder": PAIR.decoder, **options}
     options = {"train": FAST, "pretrain": FAST, **options}
     return deep_sad.fit(jax.random.key(0), data, **options)
 
@@ -133,7 +137,7 @@ def test_an_initial_model_is_continued_with_its_center(blobs, fitted):
 
 def test_an_autoencoder_is_an_initial_model_too(blobs, fitted):
     data, x_test, _ = blobs
-    method = deep_sad.Autoencoder(pretrain=FAST)
+    method = deep_sad.Autoencoder(PAIR.encoder, PAIR.decoder, pretrain=FAST)
     unchanged = preprocessing.Unchanged()
     base, _ = method.fit(jax.random.key(0), data, preprocessing=unchanged)
     np.testing.assert_array_equal(
@@ -153,7 +157,9 @@ def test_runs_are_reproducible_bit_by_bit(blobs, fitted):
     np.testing.assert_array_equal(
         sad.score(again, x_test), sad.score(fitted[0], x_test)
     )
-    other, _ = deep_sad.fit(jax.random.key(1), data, train=FAST, pretrain=None)
+    other, _ = deep_sad.fit(
+        jax.random.key(1), data, encoder=PAIR.encoder, train=FAST, pretrain=None
+    )
     assert np.any(other.variables["center"] != again.variables["center"])
 
 
@@ -171,6 +177,7 @@ def test_what_is_equal_by_value_is_compiled_once(blobs, compiled):
     def options():
         return {
             "encoder": networks.MLPEncoder((8,), 2),
+            "decoder": None,
             "loss": functools.partial(own, power=2),
             "train": training.Stage(training.Adam(1e-3), epochs=2, batch_size=32),
             "pretrain": None,
@@ -233,7 +240,7 @@ def test_deep_svdd_does_not_see_labels(blobs):
             sad.score(fit(blind, loss=loss)[0], x_test),
         )
     unchanged = preprocessing.Unchanged()
-    method = deep_sad.DeepSVDD(train=FAST, pretrain=FAST)
+    method = deep_sad.DeepSVDD(PAIR.encoder, PAIR.decoder, train=FAST, pretrain=FAST)
     model, _ = method.fit(jax.random.key(0), data, preprocessing=unchanged)
     assert model.info["method"] == "deep_svdd"
     expected, _ = fit(data, loss="one_class")
@@ -414,9 +421,8 @@ def test_an_initial_model_of_another_kind_is_refused(blobs, fitted):
         fit(other, initial=fitted[0])
     with pytest.raises(ValueError, match="initial is a model of another encoder"):
         fit(blobs[0], initial=fitted[0], encoder=networks.MLPEncoder((8,), 2))
-    classifier, _ = sad.detectors.METHODS["supervised"](train=NOTHING).fit(
-        jax.random.key(0), blobs[0]
-    )
+    method = sad.detectors.METHODS["supervised"](encoder=PAIR.encoder, train=NOTHING)
+    classifier, _ = method.fit(jax.random.key(0), blobs[0])
     with pytest.raises(
         ValueError, match="initial is a model of supervised, from which"
     ):
@@ -427,7 +433,7 @@ def test_an_initial_model_of_another_kind_is_refused(blobs, fitted):
     "loss, shape",
     [
         (lambda z, t, c: jnp.mean(z), r"\(\)"),
-        (lambda z, t, c: jnp.square(z - c), r"\(\d+, 8\)"),
+        (lambda z, t, c: jnp.square(z - c), r"\(\d+, 4\)"),
         (lambda z, t, c: t.astype(int), r"\(\d+,\) and dtype int32"),
     ],
     ids=["a mean", "of each number", "integers"],
@@ -452,12 +458,13 @@ def test_what_needs_an_autoencoder_says_so(blobs):
 def test_raw_rows_are_scaled_by_the_model(blobs):
     data, x_test, labels = blobs
     units = np.logspace(-3, 3, 10)
-    stages = {"train": FAST, "pretrain": FAST}
+    options = {"encoder": PAIR.encoder, "decoder": PAIR.decoder}
+    options |= {"train": FAST, "pretrain": FAST}
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        scaled, _ = deep_sad.fit(jax.random.key(0), data, **stages)
+        scaled, _ = deep_sad.fit(jax.random.key(0), data, **options)
         raw = training.training_set(data.x * units + 5.0, data.semi_targets)
-        model, _ = deep_sad.fit(jax.random.key(0), raw, **stages)
+        model, _ = deep_sad.fit(jax.random.key(0), raw, **options)
         scores = sad.score(model, x_test * units + 5.0)
     np.testing.assert_allclose(
         sklearn.metrics.roc_auc_score(labels, scores),

@@ -213,6 +213,23 @@ def test_compiler_options_are_for_cpus_of_several_cores(monkeypatch, backend):
     fast_cpu.compiler_options.cache_clear()
 
 
+def draws(key):
+    shapes = ((3, 2, 2), (4, 5), (7,))
+    keys = jax.random.split(key, 3)
+    return [jax.random.normal(k, shape) for k, shape in zip(keys, shapes, strict=True)]
+
+
+def test_quick_options_change_no_bit_and_are_for_cpus(monkeypatch):
+    options, key = fast_cpu.quick_options(), jax.random.key(5)
+    assert (options is None) == (jax.default_backend() != "cpu")
+    quick = jax.jit(draws, compiler_options=options)(key)
+    jax.tree.map(np.testing.assert_array_equal, quick, jax.jit(draws)(key))
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    fast_cpu.quick_options.cache_clear()
+    assert fast_cpu.quick_options() is None
+    fast_cpu.quick_options.cache_clear()
+
+
 def test_freed_memory_is_kept_with_one_arena_for_large_networks(monkeypatch):
     calls = []
 

@@ -127,7 +127,9 @@ def fit_method(name, x, **options):
 
 @pytest.fixture(scope="module")
 def table():
-    return fit(TABLE, train=STAGE, pretrain=STAGE)
+    pair = networks.MLPEncoder((8,), 4), networks.MLPDecoder((8,), 6)
+    pair = dict(zip(("encoder", "decoder"), pair, strict=True))
+    return fit(TABLE, train=STAGE, pretrain=STAGE, **pair)
 
 
 @pytest.fixture(scope="module")

@@ -98,9 +98,8 @@ def check_collectives():
     assert parallel.shares() == 1
 
 
-def check_shared_batches(shape, devices):
+def check_shared_batches(method, shape, devices):
     data, key, plan = problem(shape), jax.random.key(3), parallel.split_batch(devices)
-    method = deep_sad.DeepSAD(train=STAGE, pretrain=STAGE)
     one, several = method.fit(key, data), method.fit(key, data, plan=plan)
     # Sums over the batch in another order; Adam's steps are 1e-3.
     assert largest_difference(arrays_of(several)[:2], arrays_of(one)[:2]) < 2e-5
@@ -111,7 +110,7 @@ def check_shared_batches(shape, devices):
 
 
 def check_perceptrons_that_share_batches():
-    found, x = check_shared_batches((21,), 8)
+    found, x = check_shared_batches(small_method(21), (21,), 8)
     # Scoring shares the rows alone: whatever their number, the same bits.
     rows = np.tile(x, (30, 1))
     for size in (1, 90, 2700):
@@ -121,7 +120,8 @@ def check_perceptrons_that_share_batches():
 
 
 def check_images_that_share_batches():
-    check_shared_batches((8, 8, 1), 4)
+    method = deep_sad.DeepSAD(train=STAGE, pretrain=STAGE)
+    check_shared_batches(method, (8, 8, 1), 4)
 
 
 class Residual(nn.Module):
@@ -191,8 +191,7 @@ def runs_of_unlike_size(count):
 
 
 def check_many_runs():
-    runs = runs_of_unlike_size(6)
-    method = deep_sad.DeepSAD(train=STAGE, pretrain=STAGE)
+    runs, method = runs_of_unlike_size(6), small_method(6)
     singles = [method.fit(run.key, run.data) for run in runs]
     # Six runs on four devices: two are padding.
     for together in (False, True):
@@ -246,7 +245,8 @@ def check_other_methods():
 
 
 def check_m2_of_images():
-    data, method = problem((8, 8, 1)), generative.M2(train=STAGE)
+    encoder = networks.ConvEncoder((8, 8, 1), (2,), 3)
+    data, method = problem((8, 8, 1)), generative.M2(encoder=encoder, train=STAGE)
     one, four = (
         arrays_of(method.fit(jax.random.key(0), data, plan=plan))
         for plan in (None, parallel.split_batch(4))
@@ -254,8 +254,8 @@ def check_m2_of_images():
     assert_close(four, one)
 
 
-def small_method():
-    decoder = networks.MLPDecoder((8,), 21)
+def small_method(columns):
+    decoder = networks.MLPDecoder((8,), columns)
     return deep_sad.DeepSAD(encoder=SMALL, decoder=decoder, train=STAGE, pretrain=STAGE)
 
 
@@ -265,7 +265,7 @@ def check_processes(address, process, path):
     with pytest.raises(ValueError, match="the 2 processes have 4 in all, and must use"):
         parallel.split_batch(2)
     data, plan = problem((21,)), parallel.split_batch()
-    found, _ = small_method().fit(jax.random.key(3), data, plan=plan)
+    found, _ = small_method(21).fit(jax.random.key(3), data, plan=plan)
     scores = model.score(found, data.x, plan=plan)
     np.savez(path, scores=scores, center=found.variables["center"])
 
@@ -333,7 +333,7 @@ def test_two_processes_agree_with_one(tmp_path):
     with np.load(paths[0]) as first, np.load(paths[1]) as second:
         np.testing.assert_array_equal(first["scores"], second["scores"])
         data, key = problem((21,)), jax.random.key(3)
-        one, _ = small_method().fit(key, data)
+        one, _ = small_method(21).fit(key, data)
         np.testing.assert_allclose(first["center"], one.variables["center"], atol=2e-5)
         expected = model.score(one, data.x)
         np.testing.assert_allclose(first["scores"], expected, rtol=1e-3, atol=1e-5)

@@ -31,7 +31,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 EPOCHS = 3
 ADAM = training.Adam(1e-3, milestones=(2,))
 STAGE = training.Stage(ADAM, epochs=EPOCHS, batch_size=16)
-ENCODER, DECODER, _ = networks.mlp_for_table(5)
+ENCODER, DECODER = networks.MLPEncoder((8,), 3), networks.MLPDecoder((8,), 5)
 TABLE = "--config=configs/breast_cancer.py"
 QUICK = ("--config.pretrain.epochs=2", "--config.train.epochs=3")
 OFTEN = ("--config.checkpoint.epochs=1", "--config.checkpoint.seconds=0")

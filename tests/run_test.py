@@ -115,11 +115,14 @@ def test_a_saved_config_repeats_the_run_bit_for_bit(finished, tmp_path):
 @pytest.mark.skipif(parallel.cores() < 2, reason="needs two processor cores")
 def test_the_cores_of_a_cpu_share_batches(finished, command, tmp_path):
     folder, _ = finished
-    config = f"--config=configs/saved.py:{folder / 'config.json'}"
+    fields = {"load_model": str(folder / "model"), "train.epochs": 2}
+    run.run(quick(seed=3, **fields), str(tmp_path / "one"))
+    config = f"--config=configs/saved.py:{tmp_path / 'one/config.json'}"
     command("run", config, f"--workdir={tmp_path / 'two'}", "--config.devices=2")
     assert read(tmp_path / "two/results.json")["device"].startswith("2 x")
-    two = scores_of(tmp_path / "two")
-    np.testing.assert_allclose(two, scores_of(folder), rtol=1e-3)
+    one, two = (scores_of(tmp_path / name) for name in ("one", "two"))
+    np.testing.assert_allclose(two, one, rtol=1e-3)
+    assert np.abs(one / scores_of(folder) - 1).max() > 0.01  # it was trained
 
 
 def test_a_saved_model_is_evaluated_without_training(finished, tmp_path, capsys):
@@ -241,11 +244,10 @@ def test_deep_sad_beats_its_autoencoder_on_a_table(table):
 
 
 DEEP = (
-    *(("digits", "deep_sad", loss) for loss in ("hypersphere", "deviation")),
-    *(("digits", "deep_svdd", loss) for loss in ("one_class", "soft_boundary")),
-    *(("digits", name, "") for name in ("autoencoder", "vae", "m2", "m1_m2")),
-    *(("breast_cancer", name, "") for name in ("vae", "m2", "m1_m2")),
-    *((name, "supervised", "") for name in ("digits", "breast_cancer")),
+    ("digits", "deep_sad", "deviation"),
+    ("digits", "deep_svdd", "soft_boundary"),
+    *(("digits", name, "") for name in ("autoencoder", "m2", "supervised")),
+    *(("breast_cancer", name, "") for name in ("vae", "m1_m2")),
 )
 
 

@@ -30,7 +30,7 @@ from configs import default
 class Residual(nn.Module):
     """Images to codes."""
 
-    features: tuple[int, ...] = (4,)
+    features: tuple[int, ...] = (2,)
     rep_dim: int = 8
 
     @nn.compact
@@ -84,7 +84,7 @@ def get_config(kind="images"):
     config.data.name = str(pathlib.Path(__file__).with_name(f"{kind}.npz"))
     if kind == "images":
         config.encoder, config.decoder = "my_study:Residual", None
-        config.encoder_options.features = (4, 8)
+        config.encoder_options.features = (4,)
     else:
         config.encoder, config.decoder = "my_study:Series", "my_study:Back"
         config.decoder_options.time, config.decoder_options.channels = 50, 2
