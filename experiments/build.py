@@ -173,7 +173,7 @@ def _digest(*stamped) -> str:
 
 
 def _stamped(config: ConfigDict) -> tuple[str, str, str, tuple]:
-    """What the data are read from: a name, a folder and a label, and when files were changed."""
+    """Name, folder and label of the data, and when their files were changed."""
     name, folder = config.data.name, config.data.dir
     paths = [name, *(os.path.join(folder, name + end) for end in sources.SUFFIXES)]
     stamps = [(s.st_mtime_ns, s.st_size) for p in paths if (s := _stat(p))]
