@@ -127,9 +127,9 @@ def fit_method(name, x, **options):
 
 @pytest.fixture(scope="module")
 def table():
-    pair = networks.MLPEncoder((8,), 4), networks.MLPDecoder((8,), 6)
-    pair = dict(zip(("encoder", "decoder"), pair, strict=True))
-    return fit(TABLE, train=STAGE, pretrain=STAGE, **pair)
+    encoder, decoder = networks.MLPEncoder((8,), 4), networks.MLPDecoder((8,), 6)
+    stages = {"train": STAGE, "pretrain": STAGE}
+    return fit(TABLE, encoder=encoder, decoder=decoder, **stages)
 
 
 @pytest.fixture(scope="module")
@@ -180,8 +180,11 @@ def models(table, images, own):
         "m2": (fit_method("m2", TABLE, train=NOTHING), TABLE),
         "supervised": (fit_method("supervised", TABLE, train=NOTHING), TABLE),
         **{
-            name: (fit_method(name, TABLE), TABLE)
-            for name in ("ssad", "ocsvm", "kde", "isoforest")
+            name: (fit_method(name, TABLE, **options), TABLE)
+            for name, options in (
+                *((name, {"selection": "none"}) for name in ("ssad", "ocsvm", "kde")),
+                ("isoforest", {}),
+            )
         },
         "hybrid": (on_codes.fit(KEY, training.training_set(TABLE))[0], TABLE),
     }
