@@ -192,7 +192,8 @@ class Columns(preprocessing.Preprocessing):
         parts = []
         for name, (unknown, gaps) in strange.items():
             if unknown:
-                parts.append(f"{unknown} unknown texts in column {name!r}")
+                texts = "text" if unknown == 1 else "texts"
+                parts.append(f"{unknown} unknown {texts} in column {name!r}")
             if gaps:
                 parts.append(
                     f"{gaps} missing in column {name!r}, for which its usual one counts"

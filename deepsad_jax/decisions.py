@@ -106,8 +106,8 @@ def threshold(
     """The threshold above which a score is an alarm, in one of four ways.
 
     Args:
-        scores: of held-out normal rows for the first two, of any rows for the third, of
-            labeled rows for the last; `[n]`.
+        scores: of held-out normal rows for the first two ways, of any rows for the
+            third, of labeled rows for the last; `[n]`.
         false_alarm_rate: the share of new normal rows that may raise an alarm, in
             (0, 1). Over calibration and new rows, no more do on average: the alarms are
             the rows whose `p_values` are at most this.
@@ -127,41 +127,48 @@ def threshold(
         ValueError: for scores that are no finite numbers, for numbers out of their
             range, or unless one way is chosen.
     """
-    costs = cost_of_miss is not None or cost_of_false_alarm is not None
-    ways = {
-        "false_alarm_rate": false_alarm_rate is not None,
-        "budget and of": budget is not None or of is not None,
-        "contamination": contamination is not None and not costs,
-        "cost_of_miss and cost_of_false_alarm": costs,
-    }
+    costs = {"cost_of_miss": cost_of_miss, "cost_of_false_alarm": cost_of_false_alarm}
+    has_costs = any(cost is not None for cost in costs.values())
+    _check_one_way(
+        {
+            "false_alarm_rate": false_alarm_rate is not None,
+            "budget and of": budget is not None or of is not None,
+            "contamination": contamination is not None and not has_costs,
+            "cost_of_miss and cost_of_false_alarm": has_costs,
+        }
+    )
+    if has_costs:
+        found = cost_threshold(
+            scores, semi_targets, contamination=contamination, **costs
+        )
+        return found.value
+    if contamination is not None:
+        ordered = np.sort(_calibration(scores, "scores"))
+        check_rate("contamination", contamination)
+        return float(ordered[len(ordered) - 1 - int(contamination * len(ordered))])
+    if false_alarm_rate is None:
+        false_alarm_rate = _rate_of(budget, of)
+    check_rate("false_alarm_rate", false_alarm_rate)
+    return _conformal(_calibration(scores), false_alarm_rate)
+
+
+def _check_one_way(ways):
     chosen = [name for name, is_chosen in ways.items() if is_chosen]
     if len(chosen) != 1:
         raise ValueError(
             f"{' and '.join(chosen) if chosen else 'nothing'} is given; a threshold "
             f"needs one of {', '.join(ways)}"
         )
-    if costs:
-        return cost_threshold(
-            scores,
-            semi_targets,
-            cost_of_miss=cost_of_miss,
-            cost_of_false_alarm=cost_of_false_alarm,
-            contamination=contamination,
-        ).value
-    if contamination is not None:
-        ordered = np.sort(_calibration(scores, "scores"))
-        check_rate("contamination", contamination)
-        return float(ordered[len(ordered) - 1 - int(contamination * len(ordered))])
-    if ways["budget and of"]:
-        valid = budget is not None and of is not None and 0 < budget < of < np.inf
-        if not valid:
-            raise ValueError(
-                f"budget is {budget!r} and of is {of!r}; both must be given, budget "
-                "> 0 and less than of"
-            )
-        false_alarm_rate = budget / of
-    check_rate("false_alarm_rate", false_alarm_rate)
-    return _conformal(_calibration(scores), false_alarm_rate)
+
+
+def _rate_of(budget, of):
+    given = budget is not None and of is not None
+    if not (given and _is_number(budget) and _is_number(of) and 0 < budget < of):
+        raise ValueError(
+            f"budget is {budget!r} and of is {of!r}; both must be given, budget > 0 "
+            "and less than of"
+        )
+    return budget / of
 
 
 def _conformal(calibration, rate):

@@ -29,7 +29,6 @@ from deepsad_jax import (
     held_out,
     labels,
     methods,
-    metrics,
     model,
     values,
 )
@@ -287,24 +286,21 @@ class Detector(OutlierMixin, BaseEstimator):
             FileNotFoundError: if there is no such folder.
             ValueError: if it holds no estimator, or one of another method.
         """
-        detector = calibrated.load(folder, **own)
-        found = detector.model.info["method"]
-        if found != cls.method.method:
-            raise ValueError(
-                f"{folder} holds a model of {found}, not of {cls.method.method}"
-            )
-        mine = detector.details.get("estimator")
-        if mine is None:
-            raise ValueError(
-                f"{folder} holds no estimator; read it with calibrated.load"
-            )
+        found = load(folder, **own)
+        if not issubclass(cls, type(found)):
+            found, wanted = found.method.method, cls.method.method
+            raise ValueError(f"{folder} holds a model of {found}, not of {wanted}")
+        return found if type(found) is cls else cls._of(found.calibrated_, own)
+
+    @classmethod
+    def _of(cls, detector, own):
+        mine = detector.details["estimator"]
         params = {name: values.from_json(p) for name, p in mine["params"].items()}
         estimator = cls(**{**params, **own})
         estimator.calibrated_ = detector
         estimator.n_features_in_ = mine["n_features_in"]
         if "feature_names_in" in mine:
-            names = np.array(mine["feature_names_in"], object)
-            estimator.feature_names_in_ = names
+            estimator.feature_names_in_ = np.array(mine["feature_names_in"], object)
         return estimator
 
 
@@ -372,47 +368,14 @@ class KernelDensity(Detector, method=detectors.kde.KDE):
     """Kernel density estimation; it sees no labels."""
 
 
-def labeled_auroc(estimator: Any, X: Any, y: Any) -> float:
-    """A scorer for partly labeled y, as `scoring` of `GridSearchCV` and the like.
-
-    The area under the ROC curve of known anomalies (-1) against known normal rows (+1),
-    or against the unlabeled (0) where none is known to be normal, of which it warns.
-    Parts that hold both are made by `cv=StratifiedKFold(5, shuffle=True)`.
-
-    Args:
-        estimator: anything with `score_samples`.
-        X, y: as of `Detector.fit`.
-
-    Returns:
-        The area; NaN, with a warning, unless there are both.
-    """
-    targets = labels.check_semi_targets("y", y, len(y), warn=False)
-    other = 1 if (targets == 1).any() else 0
-    if not other and (targets == 0).any():
-        warnings.warn(
-            "no row of this part is known to be normal: known anomalies are compared "
-            "with unlabeled rows",
-            UserWarning,
-            stacklevel=2,
-        )
-    kept = (targets == -1) | (targets == other)
-    area = metrics.auroc(targets[kept] == -1, -estimator.score_samples(X)[kept])
-    if np.isnan(area):
-        warnings.warn(
-            "this part does not hold both known anomalies and other rows, so that it "
-            "has no AUROC; use cv=StratifiedKFold(5, shuffle=True)",
-            UserWarning,
-            stacklevel=2,
-        )
-    return area
-
-
+labeled_auroc = evaluation.labeled_auroc
 METHODS = {cls.method.method: cls for cls in Detector.__subclasses__()}
 
 
 def load(folder: str | os.PathLike, **own: Any) -> Detector:
     """The estimator of any method that `save` has written; see `Detector.load`."""
-    found = calibrated.load(folder, **own).model.info["method"]
-    if found not in METHODS:
-        raise ValueError(f"{folder} holds a model of {found}, which is no estimator")
-    return METHODS[found].load(folder, **own)
+    detector = calibrated.load(folder, **own)
+    found = detector.model.info["method"]
+    if found not in METHODS or "estimator" not in detector.details:
+        raise ValueError(f"{folder} holds no estimator; read it with calibrated.load")
+    return METHODS[found]._of(detector, own)

@@ -1,12 +1,13 @@
 """How well scores and alarms tell labeled rows, and how sure that is."""
 
 import math
+import warnings
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from deepsad_jax import metrics
+from deepsad_jax import labels, metrics
 
 _Z = 1.959964  # of 95 %
 _FEW = 20  # labeled rows of a kind, below which intervals are wide whatever they are
@@ -140,3 +141,37 @@ def share_interval(part: int, whole: int) -> tuple[float, float]:
         _Z / (1 + weight) * math.sqrt(share * (1 - share) / whole + weight / 4 / whole)
     )
     return max(0.0, center - half), min(1.0, center + half)
+
+
+def labeled_auroc(estimator: Any, X: Any, y: Any) -> float:
+    """A scorer for partly labeled y, as `scoring` of `GridSearchCV` and the like.
+
+    The area under the ROC curve of known anomalies (-1) against known normal rows (+1),
+    or against the unlabeled (0) where none is known to be normal, of which it warns.
+    Parts that hold both are made by `cv=StratifiedKFold(5, shuffle=True)`.
+
+    Args:
+        estimator: anything with `score_samples`.
+        X, y: as of `estimators.Detector.fit`.
+
+    Returns:
+        The area; NaN, with a warning, unless there are both.
+    """
+    targets = labels.check_semi_targets("y", y, len(y), warn=False)
+    other = 1 if (targets == 1).any() else 0
+    kept = (targets == -1) | (targets == other)
+    area = metrics.auroc(targets[kept] == -1, -estimator.score_samples(X)[kept])
+    said = ""
+    if math.isnan(area):
+        said = (
+            "this part does not hold both known anomalies and other rows, so that it "
+            "has no AUROC; use cv=StratifiedKFold(5, shuffle=True)"
+        )
+    elif not other:
+        said = (
+            "no row of this part is known to be normal: known anomalies are compared "
+            "with unlabeled rows"
+        )
+    if said:
+        warnings.warn(said, UserWarning, stacklevel=2)
+    return area

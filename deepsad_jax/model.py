@@ -286,6 +286,7 @@ def _restored(objective, leaves, paths, shape):
     return tree
 
 
+@functools.lru_cache(maxsize=16)
 def _initial(objective, shape):
     x = jax.ShapeDtypeStruct((1, *shape), np.float32)
     return jax.eval_shape(objective.init, jax.random.key(0), x)

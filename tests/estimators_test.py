@@ -267,6 +267,7 @@ def test_known_anomalies_alone_are_too_little_to_hold_out():
         estimators.KernelDensity(calibration="cross").fit(X, y)
 
 
+@pytest.mark.filterwarnings("ignore:x looks scaled")
 def test_few_rows_for_a_rate_are_warned_of_and_give_no_alarms():
     X = rows()[0]
     with pytest.warns(UserWarning, match="48 calibration rows are too few .* 99 are"):

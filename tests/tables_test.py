@@ -217,7 +217,7 @@ def test_tables_unlike_that_of_training_are_refused_or_warned_of(fitted):
         sad.score(fitted, TABLE.drop(columns="pressure"))
     new = TABLE.copy()
     new.loc[0, "make"] = "unheard of"
-    with pytest.warns(UserWarning, match="1 unknown texts in column 'make'"):
+    with pytest.warns(UserWarning, match="1 unknown text in column 'make'"):
         sad.score(fitted, new)
     frame = frames.read(TABLE)
     np.testing.assert_array_equal(sad.score(fitted, frame), sad.score(fitted, TABLE))
