@@ -112,6 +112,16 @@ def test_two_downloads_at_once_both_get_the_whole_file(tmp_path, monkeypatch):
     assert [path.name for path in folder.iterdir()] == ["cardio.mat"]
 
 
+def test_a_folder_that_cannot_be_written_is_named_before_a_download(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr("os.access", lambda *_: False)
+    monkeypatch.setattr("pooch.retrieve", lambda *_, **__: pytest.fail("a download"))
+    message = f"thyroid.npz is not there, and nothing can be written to {tmp_path}; put"
+    with pytest.raises(FileNotFoundError, match=message):
+        sources.load("thyroid", tmp_path)
+
+
 def test_without_a_network_the_advice_is_a_local_file(tmp_path, monkeypatch):
     def fail(*args, **kwargs):
         raise requests.exceptions.ConnectionError("no route")

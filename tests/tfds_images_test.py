@@ -546,6 +546,14 @@ def test_damaged_files_are_reported(damage, cause, copy):
         tfds_images.load("mnist", copy.parents[1], download=False)
 
 
+def test_a_folder_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").touch()
+    message = f"{tmp_path}/file cannot be written, where the data set would be prepared"
+    with pytest.raises(OSError, match=message):
+        with tfds_images._lock(tmp_path / "file" / ".mnist.lock"):
+            pass
+
+
 def test_folder_without_info_is_reported_not_reused(source, copy):
     (copy / "dataset_info.json").unlink()
     with pytest.raises(ValueError, match="exists, but is incomplete; delete it"):

@@ -309,6 +309,10 @@ def _download(name: str, data_dir, download: bool) -> str:
                 f"{path} is not the table {name} (its SHA-256 differs) and downloading "
                 f"is off; delete it, and {advice}"
             )
+    if not path.is_file() and folder.is_dir() and not os.access(folder, os.W_OK):
+        raise FileNotFoundError(
+            f"{path} is not there, and nothing can be written to {folder}; {advice}"
+        )
     try:
         return pooch.retrieve(url, f"sha256:{sha256}", fname=path.name, path=folder)
     except ValueError as error:  # the hash differs

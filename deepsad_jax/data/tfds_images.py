@@ -243,8 +243,15 @@ def _lock(path: pathlib.Path):
     except ImportError:  # Windows: two processes both prepare, and one rename wins.
         yield
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("w")
+    except OSError as error:
+        raise OSError(
+            f"{path.parent} cannot be written, where the data set would be prepared: "
+            f"{error.strerror}"
+        ) from error
+    with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
