@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from deepsad_jax import checks, fast_cpu, labels, metrics, parallel, values
+from deepsad_jax import checks, labels, metrics, parallel, values
 
 PyTree = Any
 Variables = dict[str, Any]
@@ -379,9 +379,7 @@ def init(
     objective: Any, optimizer: optax.GradientTransformation, key: jax.Array, x: Any
 ) -> TrainState:
     """The state before the first step, for inputs like `x`, `[batch, ...]`."""
-    options = fast_cpu.quick_options()
-    draw = jax.jit(objective.init, compiler_options=options)
-    variables = draw(key, jnp.zeros((1, *x.shape[1:])))
+    variables = jax.jit(objective.init)(key, jnp.zeros((1, *x.shape[1:])))
     return start(variables, optimizer)
 
 
