@@ -37,6 +37,7 @@ from deepsad_jax import (
 )
 
 _PACKAGES = ("jax", "flax", "numpy")
+_FORMAT = 2
 # Rows that are prepared at once.
 _BLOCK = 2**16
 MEANING = {"+1": "known normal", "0": "unlabeled", "-1": "known anomaly"}
@@ -181,7 +182,7 @@ def save(model: Model, folder: str | os.PathLike) -> None:
         OSError: if it cannot be written.
     """
     leaves, meta = _described(_checked(model))
-    checkpoints.write(folder, leaves, {"format": 2, **meta})
+    checkpoints.write(folder, leaves, {"format": _FORMAT, **meta})
 
 
 def _described(model):
@@ -232,6 +233,11 @@ def load(
     try:
         if "format" not in meta:
             return _verified(version_0_1.model(leaves, meta, make))
+        if meta["format"] != _FORMAT:
+            raise ValueError(
+                f"it is of format {meta['format']}, which another version has written; "
+                f"this one reads {_FORMAT}"
+            )
         return _verified(_rebuilt(leaves, meta, own))
     except Exception as error:  # whatever else a changed file may lead to
         reason = checkpoints.reason(error).replace("loss_function", "loss")
