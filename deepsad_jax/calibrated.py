@@ -160,7 +160,7 @@ def save(detector: Calibrated, folder: str | os.PathLike) -> None:
         OSError: if it cannot be written.
     """
     leaves, meta = detector.described()
-    checkpoints.write(folder, leaves, {"format": 2, **meta})
+    checkpoints.write(folder, leaves, {"format": models.FORMAT, **meta})
 
 
 def load(
@@ -184,6 +184,7 @@ def load(
         )
     own = models.parts_of_own(encoder, decoder, loss)
     with models.refusing(folder):
+        models.check_format(meta)
         return rebuilt(leaves, meta, own)
 
 

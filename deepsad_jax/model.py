@@ -37,6 +37,7 @@ from deepsad_jax import (
 )
 
 _PACKAGES = ("jax", "flax", "numpy")
+FORMAT = 2
 # Rows that are prepared at once.
 _BLOCK = 2**16
 MEANING = {"+1": "known normal", "0": "unlabeled", "-1": "known anomaly"}
@@ -183,7 +184,7 @@ def save(model: Model, folder: str | os.PathLike) -> None:
         OSError: if it cannot be written.
     """
     leaves, meta = described(_checked(model))
-    checkpoints.write(folder, leaves, {"format": 2, **meta})
+    checkpoints.write(folder, leaves, {"format": FORMAT, **meta})
 
 
 def described(model: Model) -> tuple[list[np.ndarray], dict[str, Any]]:
@@ -229,6 +230,7 @@ def load(
     with refusing(folder):
         if "format" not in meta:
             return _verified(version_0_1.model(leaves, meta, make))
+        check_format(meta)
         return rebuilt(leaves, meta, own)
 
 
@@ -252,6 +254,15 @@ def refusing(folder: str | os.PathLike) -> Iterator[None]:
     except Exception as error:
         reason = checkpoints.reason(error).replace("loss_function", "loss")
         raise ValueError(f"{folder} does not hold a whole model: {reason}") from error
+
+
+def check_format(meta: dict[str, Any]) -> None:
+    """Raises ValueError for what another version has written."""
+    if meta["format"] != FORMAT:
+        raise ValueError(
+            f"it is of format {meta['format']}, which another version has written; "
+            f"this one reads {FORMAT}"
+        )
 
 
 def rebuilt(leaves: Any, meta: dict[str, Any], own: dict[str, Any]) -> Model:

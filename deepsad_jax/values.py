@@ -196,7 +196,8 @@ def _named(thing):
 def from_json(content: Any, own: Mapping[str, Any] | None = None) -> Any:
     """The value of what `to_json` wrote.
 
-    Classes must be Linen modules or dataclasses; functions are found, not called.
+    Classes must be Linen modules or dataclasses; functions are found, not called, and
+    none of Python's own library.
 
     Args:
         content: the JSON.
@@ -222,6 +223,11 @@ def from_json(content: Any, own: Mapping[str, Any] | None = None) -> Any:
     if "partial" in content:
         options = {n: from_json(v) for n, v in content["options"].items()}
         return functools.partial(from_json(content["partial"]), **options)
+    module = str(content["object"]).partition(":")[0].partition(".")[0]
+    if module in {*sys.stdlib_module_names, "builtins"}:  # such as os:system
+        raise ValueError(
+            f"{content['object']} is of Python's own library, of which no model is made"
+        )
     found = imported(content["object"], "an object")
     if not isinstance(found, (type, Callable)):
         raise ValueError(f"{content['object']} is not a function or a class")

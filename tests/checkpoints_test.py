@@ -165,9 +165,10 @@ EDITS = {
     ),
     "a number as loss": (set_at("objective", "fields", "loss_function", 3), ""),
     "a foreign loss": (
-        set_at("objective", "fields", "loss_function", {"object": "os:system"}),
-        "",
+        set_at("objective", "fields", "loss_function", {"object": "builtins:print"}),
+        "builtins:print is of Python's own library",
     ),
+    "another format": (set_at("format", 3), "of format 3, which another version"),
     "no objective": (set_at("objective", 3), ""),
     "other columns": (set_at("preprocessing", "low", [0.0]), "one number per column"),
     "an unknown preprocessing": (set_at("preprocessing", "kind", "log"), "of kind 'lo"),

@@ -164,9 +164,12 @@ def test_what_has_no_import_path_must_be_passed_on_reading():
 
 
 def test_only_values_come_out_of_json():
-    for path in ("os:name", "deepsad_jax.networks:PAPER"):
-        with pytest.raises(ValueError, match=f"{path} is not a function or a class"):
-            values.from_json({"object": path})
+    path = "deepsad_jax.networks:PAPER"
+    with pytest.raises(ValueError, match=f"{path} is not a function or a class"):
+        values.from_json({"object": path})
+    for path in ("os:system", "os.path:exists", "builtins:input", "code:interact"):
+        with pytest.raises(ValueError, match=f"{path} is of Python's own library"):
+            values.from_json({"partial": {"object": path}, "options": {}})
     with pytest.raises(ValueError, match="is not a module or a dataclass"):
         values.from_json({"type": "subprocess:Popen", "fields": {"args": "true"}})
 
