@@ -473,7 +473,7 @@ def test_sigterm_in_a_shallow_method_just_ends_the_process(tmp_path):
     folder = tmp_path / "run"
     arguments = (TABLE, *QUICK, "--config.method=isoforest", "--config.hybrid")
     arguments = (*arguments, *OFTEN, f"--workdir={folder}")
-    done = command(*arguments, patch=sigterm_at("train", 1))
+    done = command(*arguments, patch=sigterm_at("train", 100))
     assert done.returncode == 143, done.stderr
     assert "go on by the same command" in done.stderr
     config = config_of(method="isoforest", hybrid=True)
