@@ -209,6 +209,13 @@ def _programs(objective, optimizer, batch_size, plan, convolutional, steps, shap
 
 
 @functools.lru_cache(maxsize=64)
+def initial(objective: Any, shape: tuple[int, ...]) -> Variables:
+    """Shapes and types of an objective's variables, for examples of a shape."""
+    x = jax.ShapeDtypeStruct((2, *shape), jnp.float32)
+    return jax.eval_shape(objective.init, jax.random.key(0), x)
+
+
+@functools.lru_cache(maxsize=64)
 def is_convolutional(objective: Any, shape: tuple[int, ...]) -> bool:
     """Whether training computes convolutions, for examples of a shape."""
     objective = getattr(objective, "autoencoder", objective)  # of a hybrid
@@ -216,8 +223,7 @@ def is_convolutional(objective: Any, shape: tuple[int, ...]) -> bool:
         return False
     x = jax.ShapeDtypeStruct((2, *shape), jnp.float32)
     batch = Batch(x, jax.ShapeDtypeStruct((2,), jnp.float32))
-    key = jax.random.key(0)
-    variables = jax.eval_shape(objective.init, key, x)
+    key, variables = jax.random.key(0), initial(objective, shape)
     return parallel.has_convolution(
         lambda variables, batch: objective.loss(variables, batch, key)[0],
         variables,

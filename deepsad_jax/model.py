@@ -284,7 +284,7 @@ def _rebuilt(leaves, meta, own):
 def _restored(objective, leaves, paths, shape):
     """The tree of variables."""
     if hasattr(objective, "init"):
-        tree = jax.tree.structure(_initial(objective, shape))
+        tree = jax.tree.structure(epochs.initial(objective, shape))
         if len(leaves) != tree.num_leaves:
             raise ValueError("its arrays are not those of its networks")
         return jax.tree.unflatten(tree, leaves)
@@ -295,12 +295,6 @@ def _restored(objective, leaves, paths, shape):
             inner = inner.setdefault(name, {})
         inner[path[-1]] = leaf
     return tree
-
-
-@functools.lru_cache(maxsize=16)
-def _initial(objective, shape):
-    x = jax.ShapeDtypeStruct((1, *shape), np.float32)
-    return jax.eval_shape(objective.init, jax.random.key(0), x)
 
 
 def _verified(model):
@@ -314,7 +308,7 @@ def _verified(model):
     shape = model.preprocessing.features(shape)
     example = jax.ShapeDtypeStruct((1, *shape), np.float32)
     if hasattr(model.objective, "init"):
-        expected = _arrays(_initial(model.objective, shape))
+        expected = _arrays(epochs.initial(model.objective, shape))
         for path in sorted(found.keys() | expected.keys()):
             one, other = (_kind(arrays.get(path)) for arrays in (found, expected))
             if one != other:
