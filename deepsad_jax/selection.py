@@ -230,10 +230,11 @@ class Shallow(methods.Method):
         if not (seconds := self.seconds(x, semi_targets, seed, by)):
             return
         gigabytes = kernels.matrix_size(len(x)) / 1e9
-        time_left = "hours" if np.isnan(seconds) else f"about {duration(seconds)}"
+        takes = "a time that a few of them do not tell"
+        takes = takes if np.isnan(seconds) else f"about {duration(seconds)}"
         warnings.warn(
             f"{self.method} compares each of {len(x)} rows with all others, which "
-            f"will take {time_left}: their kernel matrix of {gigabytes:.3g} GB is not "
+            f"will take {takes}: their kernel matrix of {gigabytes:.3g} GB is not "
             "kept but computed whenever it is needed; fewer rows are faster",
             RuntimeWarning,
             stacklevel=3,

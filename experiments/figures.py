@@ -17,7 +17,11 @@ def save(path: str | os.PathLike, drawing: Any) -> None:
         drawing.savefig(file, format="png", dpi=120)
 
 
-def _figure(rows: int, columns: int, width: float, height: float):
+def panels(rows: int, columns: int, width: float, height: float) -> tuple[Any, Any]:
+    """An empty figure, and its axes `[rows, columns]`.
+
+    The object interface needs no display and leaves no state behind.
+    """
     from matplotlib import backends, figure  # noqa: F401
 
     drawing = figure.Figure(figsize=(width, height), layout="constrained")
@@ -33,7 +37,7 @@ def means(rows: Sequence[dict]) -> Any:
     settings = list(dict.fromkeys(row["setting"] for row in rows))
     methods = list(dict.fromkeys(row["method"] for row in rows))
     height = 1.5 + 0.22 * len(rows)
-    drawing, axes = _figure(1, 1, 9, min(height, 60))
+    drawing, axes = panels(1, 1, 9, min(height, 60))
     axis = axes[0, 0]
     for i, method in enumerate(methods):
         own = [row for row in rows if row["method"] == method]
@@ -68,7 +72,7 @@ def curves(rows: Sequence[dict], name: str, label: str) -> Any:
         label: what it is called on the axis.
     """
     data = list(dict.fromkeys(row["data"] for row in rows))
-    drawing, axes = _figure(1, len(data), 1 + 4.5 * len(data), 4.2)
+    drawing, axes = panels(1, len(data), 1 + 4.5 * len(data), 4.2)
     methods = list(dict.fromkeys(row["method"] for row in rows))
     for axis, one in zip(axes.flat, data, strict=True):
         for i, method in enumerate(methods):
@@ -102,7 +106,7 @@ def average_ranks(ranks: dict[str, float], difference: float, title: str) -> Any
         title: of the picture.
     """
     order = sorted(ranks, key=ranks.get)
-    drawing, axes = _figure(1, 1, 8, 1.2 + 0.32 * len(order))
+    drawing, axes = panels(1, 1, 8, 1.2 + 0.32 * len(order))
     axis = axes[0, 0]
     for i, name in enumerate(order):
         axis.plot(ranks[name], i, "o", color="C0" if i else "C3")

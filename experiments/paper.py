@@ -350,14 +350,17 @@ def main(config: Config) -> None:
         if table != "odds":
             drawing = figures.curves(rows, table, _LABELS[table])
             figures.save(target / f"{table}.png", drawing)
-    print(comparison.as_markdown(rows))
-    different = [row for row in rows if row["within"] is False]
-    compared = [row for row in rows if row["within"] is not None]
-    print(
-        f"{len(compared) - len(different)} of {len(compared)} compared cells are "
-        "within the spread of the published (others have a star)"
+    print(_said(rows, target))
+
+
+def _said(rows: list[dict], target: pathlib.Path) -> str:
+    """The comparison, for the terminal."""
+    compared = [row["within"] for row in rows if row["within"] is not None]
+    return (
+        f"{comparison.as_markdown(rows)}\n{sum(compared)} of {len(compared)} compared "
+        "cells are within the spread of the published (others have a star)\n"
+        f"written to {target}"
     )
-    print(f"written to {target}")
 
 
 _LABELS = {

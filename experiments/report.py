@@ -12,6 +12,7 @@ import deepsad_jax
 from deepsad_jax import methods, metrics, model, networks, selection, writing
 from deepsad_jax.detectors import hybrid
 from experiments import build, session, workdir
+from experiments import figures as plots
 
 _REFERENCES = {"ae": "autoencoder", "vae": "VAE", "linear": "linear kernel"}
 _ALL_ROWS = (
@@ -160,8 +161,7 @@ def write(
     workdir.save_model(folder / "model", found.model)
     drawings = pictures(made.problem, found) if draw else {}
     for name, figure in drawings.items():
-        with writing.atomic(folder / f"{name}.png") as file:
-            figure.savefig(file, format="png", dpi=120)
+        plots.save(folder / f"{name}.png", figure)
     workdir.write_json(folder / workdir.RESULTS, found.figures)
 
 
@@ -229,16 +229,8 @@ def pictures(problem: Any, found: Outcome) -> dict[str, Any]:
     return figures
 
 
-def _figure(rows: int, columns: int, width: float, height: float):
-    # The object interface needs no display and leaves no state behind.
-    from matplotlib import backends, figure  # noqa: F401
-
-    drawing = figure.Figure(figsize=(width, height), layout="constrained")
-    return drawing, drawing.subplots(rows, columns, squeeze=False)
-
-
 def _histogram(labels, scores):
-    drawing, axes = _figure(1, 1, 6, 4)
+    drawing, axes = plots.panels(1, 1, 6, 4)
     name = "anomaly score"
     if scores.min() > 0:  # distances spread over orders of magnitude
         name, scores = f"log10 of the {name}", np.log10(scores)
@@ -255,7 +247,7 @@ def _histogram(labels, scores):
 def _curves(labels, scores):
     import sklearn.metrics
 
-    drawing, axes = _figure(1, 2, 9, 4)
+    drawing, axes = plots.panels(1, 2, 9, 4)
     for name, values in scores.items():
         name = _REFERENCES.get(name, "this method")
         false, true, _ = sklearn.metrics.roc_curve(labels, values)
@@ -274,7 +266,7 @@ def _curves(labels, scores):
 
 
 def _losses(history):
-    drawing, axes = _figure(1, len(history), 4.5 * len(history), 3.5)
+    drawing, axes = plots.panels(1, len(history), 4.5 * len(history), 3.5)
     for axis, (stage, values) in zip(axes.flat, history.items(), strict=True):
         epochs = np.arange(1, len(values["loss"]) + 1)
         axis.semilogy(epochs, values["loss"])
@@ -283,7 +275,7 @@ def _losses(history):
 
 
 def _groups(history):
-    drawing, axes = _figure(1, 2, 9, 3.5)
+    drawing, axes = plots.panels(1, 2, 9, 3.5)
     colors = {"normal": "C2", "unlabelled": "C0", "anomaly": "C3"}
     names = {"normal": "known normal", "anomaly": "known anomalous"}
     for axis, (quantity, label) in zip(
@@ -317,7 +309,7 @@ def _samples(x, labels, scores, side: int = 8):
         "lowest scores, normal class": normal,
         "highest scores, normal class": normal[::-1],
     }
-    drawing, axes = _figure(2, 2, 8, 8.5)
+    drawing, axes = plots.panels(2, 2, 8, 8.5)
     drawing.get_layout_engine().set(wspace=0.05)
     for axis, (title, rows) in zip(axes.flat, panels.items(), strict=True):
         axis.imshow(_grid(x[rows[: side * side]], side), cmap="gray", vmin=0, vmax=1)

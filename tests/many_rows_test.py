@@ -55,7 +55,7 @@ def test_each_fit_of_a_grid_is_a_step(rows, many):
         options.fit_rows(
             x, semi_targets, observe=lambda *arguments: told.append(arguments[1])
         )
-    assert told == [*range(2, 98, 2), 98, 100] or len(told) >= 40
+    assert len(told) >= 40 and told == sorted(set(told)) and told[-1] == 100
 
 
 @pytest.mark.parametrize(
@@ -82,7 +82,10 @@ def test_the_time_of_all_pairs_is_told_from_those_of_a_few(
 
 def test_a_few_rows_that_cannot_be_fitted_leave_the_time_open(rows, many):
     options = SSAD(C_unlabeled=0.002, kappa=0.0, selection="none")
-    with pytest.warns(RuntimeWarning, match="which will take hours: their"):
+    with pytest.warns(
+        RuntimeWarning,
+        match="which will take a time that a few of them do not tell: their",
+    ):
         options.fit_rows(*rows)
 
 
