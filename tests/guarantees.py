@@ -2,11 +2,13 @@
 
     python -m tests.guarantees FOLDER          # npz files with X and y (1: anomaly)
     python -m tests.guarantees FOLDER --clean
+    python -m tests.guarantees FOLDER --clean --cross
 
 Half of each table (at most 3,000 rows) trains Deep SAD briefly, with its anomalies
 among the unlabeled rows, but for ten of them and a tenth of the normal rows, which are
 labeled. The other half (at most 3,000 rows) is new. With --clean, unlabeled anomalies
-are left out of the training, and a kernel density is quick.
+are left out of the training, and a kernel density is quick. With --cross, all rows
+calibrate, in folds.
 """
 
 import argparse
@@ -34,7 +36,7 @@ def halves(truth, rng):
     return [np.concatenate(part) for part in parts]
 
 
-def counted(x, truth, seed, clean):
+def counted(x, truth, seed, clean, calibration):
     """One run: calibration rows, false alarms at each rate, and discoveries."""
     rng = np.random.default_rng(seed)
     train, new = halves(truth, rng)
@@ -42,11 +44,12 @@ def counted(x, truth, seed, clean):
     anomalies, normals = (np.flatnonzero(truth[train] == k) for k in (True, False))
     y[rng.permutation(anomalies)[: min(10, len(anomalies) // 2)]] = -1
     y[rng.permutation(normals)[: len(normals) // 10]] = 1
-    made = estimators.DeepSAD(random_state=seed, train=STAGE, pretrain=STAGE)
+    shared = {"random_state": seed, "calibration": calibration}
+    made = estimators.DeepSAD(train=STAGE, pretrain=STAGE, **shared)
     if clean:
         kept = ~truth[train] | (y == -1)
         train, y = train[kept], y[kept]
-        made = estimators.KernelDensity(random_state=seed, selection="none")
+        made = estimators.KernelDensity(selection="none", **shared)
     made.fit(x[train], y)
     judged = [made.calibrated_.judge(x[new], rate) for rate in RATES]
     is_normal = ~truth[new]
@@ -64,7 +67,7 @@ def spread(size, new, rate):
     return scipy.stats.betabinom(new, k, size + 1 - k).std() / new if k else 0.0
 
 
-def main(folder, seeds, clean):
+def main(folder, seeds, clean, cross):
     print("| table | calibration rows | 1 % | 5 % | 10 % | found at 5 % | FDP |")
     print("| --- | --- | --- | --- | --- | --- | --- |", flush=True)
     means, errors, proportions = [], [], []
@@ -74,7 +77,10 @@ def main(folder, seeds, clean):
         truth = content["y"].astype(bool).ravel()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # rates too small for small tables
-            runs = [counted(content["X"], truth, seed, clean) for seed in range(seeds)]
+            options = clean, "cross" if cross else 0.2
+            runs = [
+                counted(content["X"], truth, seed, *options) for seed in range(seeds)
+            ]
         size, new, *_ = runs[0]
         rates = np.mean([run[2] for run in runs], axis=0) / new
         errors.append([spread(size, new, rate) / np.sqrt(seeds) for rate in RATES])
@@ -99,5 +105,6 @@ if __name__ == "__main__":
     parser.add_argument("folder")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--clean", action="store_true")
+    parser.add_argument("--cross", action="store_true")
     arguments = parser.parse_args()
-    main(arguments.folder, arguments.seeds, arguments.clean)
+    main(arguments.folder, arguments.seeds, arguments.clean, arguments.cross)
