@@ -55,6 +55,10 @@ def get_config(method: str = "deep_sad") -> ml_collections.ConfigDict:
     config.seed = 0
     # Weight of the labeled examples in the losses of deep_sad, > 0.
     config.eta = own.eta
+    # Networks of deep_sad whose mean is the score, and what judges beside them (linear,
+    # forest, extra, isolation): see docs/few_labels.md. The paper has one and none.
+    config.members = own.members
+    config.companions = own.companions
     # Start from this model instead of pretraining: the `model` folder of an earlier
     # working directory, or a model.tar of the original implementation. With
     # train.epochs = 0 it is only evaluated: on all rows of a file that is new to it.

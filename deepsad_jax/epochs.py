@@ -218,7 +218,8 @@ def initial(objective: Any, shape: tuple[int, ...]) -> Variables:
 @functools.lru_cache(maxsize=64)
 def is_convolutional(objective: Any, shape: tuple[int, ...]) -> bool:
     """Whether training computes convolutions, for examples of a shape."""
-    objective = getattr(objective, "autoencoder", objective)  # of a hybrid
+    for inner in ("autoencoder", "network"):  # of a hybrid, of a committee
+        objective = getattr(objective, inner, objective)
     if not hasattr(objective, "init"):
         return False
     x = jax.ShapeDtypeStruct((2, *shape), jnp.float32)

@@ -69,10 +69,10 @@ class Detector(OutlierMixin, BaseEstimator):
 
     method: ClassVar[type[methods.Method]]
 
-    def __init_subclass__(cls, method: type[methods.Method] | None = None, **options):
-        super().__init_subclass__(**options)
+    def __init_subclass__(cls, method: type[methods.Method] | None = None, **defaults):
+        super().__init_subclass__()
         if method is not None:
-            cls.method, cls.__init__ = method, _init_of(method)
+            cls.method, cls.__init__ = method, _init_of(method, defaults)
 
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()
@@ -304,13 +304,19 @@ class Detector(OutlierMixin, BaseEstimator):
         return estimator
 
 
-def _init_of(method):
-    """An `__init__` that keeps its arguments, those of `_OWN` and the options."""
+def _init_of(method, other):
+    """An `__init__` that keeps its arguments, those of `_OWN` and the options.
+
+    Args:
+        method: has the options.
+        other: defaults that are other than the method's.
+    """
     kind = inspect.Parameter.KEYWORD_ONLY
     defaults = dict(_OWN)
     for field in dataclasses.fields(method):
         is_plain = isinstance(field.default, _PLAIN)
         defaults[field.name] = field.default if is_plain else "default"
+    defaults |= other
     found = [inspect.Parameter(n, kind, default=d) for n, d in defaults.items()]
     signature = inspect.Signature(
         [inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD), *found]
@@ -332,8 +338,18 @@ def _seed(random_state) -> int:
     return int(check_random_state(random_state).randint(2**31))
 
 
-class DeepSAD(Detector, method=detectors.deep_sad.DeepSAD):
-    """Deep SAD, which learns from unlabeled rows, known normal ones and anomalies."""
+class DeepSAD(
+    Detector,
+    method=detectors.deep_sad.DeepSAD,
+    members=2,
+    companions=("linear", "forest", "extra", "isolation"),
+):
+    """Deep SAD, which learns from unlabeled rows, known normal ones and anomalies.
+
+    Networks and cheaper detectors judge together, which tells most where labels are few
+    and unlabeled rows are not clean: docs/few_labels.md has the figures. `members=1,
+    companions=()` is the paper's.
+    """
 
 
 class DeepSVDD(Detector, method=detectors.deep_sad.DeepSVDD):

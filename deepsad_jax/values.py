@@ -178,7 +178,10 @@ def _all(mapping, missing):
         except ValueError as error:
             if not missing:
                 raise
-            found[str(name)] = {"missing": str(error)}
+            if hasattr(value, "score"):  # an objective in another names its own
+                found[str(name)] = to_json(value, missing=True)
+            else:
+                found[str(name)] = {"missing": str(error)}
     return found
 
 
@@ -207,7 +210,7 @@ def from_json(content: Any, own: Mapping[str, Any] | None = None) -> Any:
         ValueError: if something cannot be imported, or is not a value.
     """
     if isinstance(content, list):
-        return tuple(from_json(v) for v in content)
+        return tuple(from_json(v, own) for v in content)
     if not isinstance(content, dict):
         return content
     if "list" in content:

@@ -49,7 +49,9 @@ NO_DUPLICATES = flags.DEFINE_bool(
 )
 
 Config = ml_collections.ConfigDict
-USUAL = ("deep_sad", "isoforest", "ocsvm", "kde", "boosting")
+# Deep SAD as `estimators.DeepSAD` and `deepsad fit` have it, with its companions.
+COMMITTEE = "deep_sad_committee"
+USUAL = (COMMITTEE, "deep_sad", "isoforest", "ocsvm", "kde", "boosting")
 METRICS = {"auroc": "AUCROC", "average_precision": "AUCPR"}
 _THEIRS = {"deep_sad": "DeepSAD"}
 
@@ -86,6 +88,12 @@ def config_of(
         stage.learning_rate = 1e-3
     config.data.protocol, config.data.name = "adbench", str(path)
     config.data.ratio_known_outlier, config.seed = ratio, seed
+    if method == COMMITTEE:
+        from deepsad_jax import estimators
+
+        method, default_of = "deep_sad", estimators.DeepSAD()
+        config.members = default_of.members
+        config.companions = default_of.companions
     config.update_from_flattened_dict(overrides)
     return grid.changed(config, {"method": method})
 

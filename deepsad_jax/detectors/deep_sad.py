@@ -31,7 +31,7 @@ from deepsad_jax import (
     parallel,
     training,
 )
-from deepsad_jax.detectors import deep
+from deepsad_jax.detectors import committee, deep
 
 _KEY_USES = ("init_autoencoder", "pretrain", "init_encoder", "train")
 
@@ -120,6 +120,10 @@ class DeepSAD(deep.Deep):
         initial: a model to start from instead of pretraining: of an autoencoder, or
             another of these, whose center is kept and, without epochs, its radius.
         dtype: type of the computation, float32 or bfloat16.
+        members: networks, trained from different initial weights, whose mean is the
+            score; see `committee`. One, as in the paper, by default.
+        companions: cheap detectors that judge beside the networks, of which
+            `companions.FITS` has the names; none, as in the paper, by default.
     """
 
     encoder: Any = None
@@ -133,6 +137,8 @@ class DeepSAD(deep.Deep):
     record_groups: bool = False
     initial: model.Model | None = None
     dtype: str = "float32"
+    members: int = 1
+    companions: tuple[str, ...] = ()
 
     method: ClassVar[str] = "deep_sad"
 
@@ -187,10 +193,11 @@ class DeepSAD(deep.Deep):
             )
         if self.loss != "soft_boundary":
             self._loss()
+        committee.check(self, run)
         super().check(run, devices)
 
     def check_initial(self, pair: networks.Pair) -> None:
-        start = self.initial.objective
+        start = committee.networks_of(self.initial)[0].objective
         if not isinstance(start, (objectives.DeepSAD, objectives.Autoencoder)):
             raise ValueError(
                 f"initial is a model of {self.initial.info['method']}, from which "
@@ -199,6 +206,9 @@ class DeepSAD(deep.Deep):
         _check_encoder(start.encoder, pair, self.encoder)
 
     def fit_many(self, runs, *, plan=None, observe=None, keeper=None):
+        if self.members != 1 or self.companions:
+            options = {"plan": plan, "observe": observe, "keeper": keeper}
+            return committee.fit_many(self, runs, **options)
         sets, found = self.prepared(runs, plan)
         keys = [run.key for run in runs]
         trainer = epochs.Trainer(keys, sets, plan, _KEY_USES, observe, keeper)

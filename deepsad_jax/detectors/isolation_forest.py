@@ -1,8 +1,4 @@
-"""Isolation Forest (Liu et al., 2008): grown by scikit-learn, scored as plain arrays.
-
-A tree is an array of nodes; all examples descend all trees at once, one level a step. A
-model can so be saved without pickles, and scored wherever JAX runs.
-"""
+"""Isolation Forest (Liu et al., 2008), grown by scikit-learn and scored by JAX."""
 
 import dataclasses
 import functools
@@ -12,13 +8,10 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
-from deepsad_jax import kernels, parallel, selection
+from deepsad_jax import kernels, parallel, selection, trees
 
 Fitted = selection.Fitted
-# The threshold of leaves: all numbers stay.
-_HIGHEST = np.finfo(np.float32).max
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,10 +42,8 @@ def fit(
         seed: scikit-learn's random state.
 
     Returns:
-        The objective and its variables, of `[trees, nodes]` each: `features` and
-        `thresholds` (an example goes to the first child up to the threshold),
-        `children` `[trees, nodes, 2]` (of a leaf, itself) and `lengths` (of the path
-        that ends there); and `normalizer`, the mean length in a random tree.
+        The objective and its variables: the arrays of `trees.arrays`, whose values are
+        `lengths`, of the paths; and `normalizer`, the mean length in a random tree.
 
     Raises:
         ValueError: for wrong options or examples.
@@ -71,32 +62,12 @@ def fit(
         max_samples=min(int(n_samples), len(rows)),
         random_state=seed,
     ).fit(rows)
-    trees = [estimator.tree_ for estimator in forest.estimators_]
-    shape = len(trees), max(tree.node_count for tree in trees)
-    features, lengths = np.zeros(shape, np.int32), np.zeros(shape)
-    thresholds = np.full(shape, _HIGHEST)
-    children = np.zeros((*shape, 2), np.int32)
-    deepest = 0
-    for i, tree in enumerate(trees):
-        own, inner = slice(tree.node_count), tree.children_left >= 0
-        features[i, own] = np.where(inner, tree.feature, 0)
-        thresholds[i, own] = np.where(inner, _rounded_down(tree.threshold), _HIGHEST)
-        both = np.stack([tree.children_left, tree.children_right], axis=1)
-        leaf = np.arange(tree.node_count)[:, None]
-        children[i, own] = np.where(inner[:, None], both, leaf)
-        depths = np.zeros(tree.node_count)
-        for node in np.flatnonzero(inner):  # parents come before their children
-            depths[both[node]] = depths[node] + 1
-        lengths[i, own] = depths + _mean_length(tree.n_node_samples)
-        deepest = max(deepest, int(depths.max()))
-    params = {
-        "features": features,
-        "thresholds": thresholds,
-        "children": children,
-        "lengths": lengths,
-        "normalizer": _mean_length(np.array(forest.max_samples_)),
-    }
-    return Trees(deepest), {"params": params}
+    depth, params = trees.arrays(
+        [estimator.tree_ for estimator in forest.estimators_], lengths
+    )
+    params["lengths"] = params.pop("values")
+    params["normalizer"] = _mean_length(np.array(forest.max_samples_))
+    return Trees(depth), {"params": params}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,11 +104,9 @@ class IsolationForest(selection.Shallow):
         return lambda _: fit(x, seed=seed, **options)
 
 
-def _rounded_down(thresholds: np.ndarray) -> np.ndarray:
-    """The largest float32 up to a float64: as much for what float32 it is not below."""
-    rounded = thresholds.astype(np.float32)
-    below = np.nextafter(rounded, np.float32(-np.inf))
-    return np.where(rounded > thresholds, below, rounded)
+def lengths(tree, depths: np.ndarray) -> np.ndarray:
+    """Of the paths that end in nodes; of a node of several examples, in the mean."""
+    return depths + _mean_length(tree.n_node_samples)
 
 
 def _mean_length(size: np.ndarray) -> np.ndarray:
@@ -156,16 +125,8 @@ def _score(depth, params, examples):
 
 @functools.partial(parallel.compiled, static=(0,))
 def _path_score(depth, params, rows):
-    trees = jnp.arange(len(params["features"]))
-
-    def descend(_, nodes):
-        values = jnp.take_along_axis(rows, params["features"][trees, nodes], axis=1)
-        right = values > params["thresholds"][trees, nodes]
-        return params["children"][trees, nodes, right.astype(jnp.int32)]
-
-    nodes = jnp.zeros((len(rows), len(trees)), jnp.int32)
-    nodes = lax.fori_loop(0, depth, descend, nodes)
-    lengths = jnp.mean(params["lengths"][trees, nodes].astype(jnp.float64), axis=1)
+    grown, nodes = trees.leaves(depth, params, rows)
+    lengths = jnp.mean(params["lengths"][grown, nodes].astype(jnp.float64), axis=1)
     normalizer = params["normalizer"]
     # Of a single example there is no path.
     relative = lengths / jnp.where(normalizer > 0, normalizer, 1.0)

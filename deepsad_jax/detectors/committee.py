@@ -1,0 +1,228 @@
+"""Several networks and companions that judge together: the mean of what each says.
+
+A member's score counts in deviations from what is usual among the training rows, within
+limits, so that none of them drowns the others.
+"""
+
+import dataclasses
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from deepsad_jax import epochs, methods, model, training, values
+from deepsad_jax.detectors import companions
+
+# Scores count within so many deviations below and above the usual.
+_LOWEST, _HIGHEST = -3.0, 5.0
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Committee(values.ByContent):
+    """The mean of the networks' mean and of each companion.
+
+    The variables hold those of each member, and of its scores of training rows that are
+    no known anomalies the `location` (the median) and the `scale` (the deviation).
+
+    Attributes:
+        network: the objective of all networks.
+        networks: how many there are, >= 1.
+        others: pairs of the name of a companion and what scores with its variables.
+    """
+
+    network: Any
+    networks: int = 1
+    others: tuple[tuple[str, Any], ...] = ()
+
+    def members(self) -> dict[str, Any]:
+        """The objective of each member, by the name of its variables."""
+        names = (f"network{i}" for i in range(self.networks))
+        return {**dict.fromkeys(names, self.network), **dict(self.others)}
+
+    def score(self, variables: dict[str, Any], x: jax.Array) -> jax.Array:
+        """`[batch]`, in deviations from what is usual."""
+        return jnp.mean(self.opinions(variables, x), axis=1)
+
+    def opinions(self, variables: dict[str, Any], x: jax.Array) -> jax.Array:
+        """What the networks say, in the mean, and each companion, `[batch, 1 + k]`."""
+        scores = self.member_scores(variables, x)
+        networks = jnp.mean(scores[:, : self.networks], axis=1, keepdims=True)
+        return jnp.concatenate([networks, scores[:, self.networks :]], axis=1)
+
+    def member_scores(self, variables: dict[str, Any], x: jax.Array) -> jax.Array:
+        """The score of each member, `[batch, members]`; their spread is a doubt."""
+        found = []
+        for name, member in self.members().items():
+            own = variables[name]
+            score = member.score(own["variables"], x).astype(jnp.float32)
+            usual = (score - own["location"]) / own["scale"]
+            found.append(jnp.clip(usual, _LOWEST, _HIGHEST))
+        return jnp.stack(found, axis=1)
+
+    def embed(self, variables: dict[str, Any], x: jax.Array) -> jax.Array:
+        """The embeddings of the first network, `[batch, rep_dim]`."""
+        return self.network.embed(variables["network0"]["variables"], x)
+
+
+def networks_of(fitted: model.Model) -> list[model.Model]:
+    """The networks of a committee, each a model of its own; else the model itself."""
+    committee = fitted.objective
+    if not isinstance(committee, Committee):
+        return [fitted]
+    return [
+        dataclasses.replace(
+            fitted,
+            variables=fitted.variables[f"network{i}"]["variables"],
+            objective=committee.network,
+        )
+        for i in range(committee.networks)
+    ]
+
+
+def check(method: Any, run: methods.Run) -> None:
+    """Raises ValueError for members or companions that cannot be."""
+    if not training.is_count(method.members, 1, 1000):
+        raise ValueError(
+            f"members is {method.members!r}; it must be an integer from 1 to 1000"
+        )
+    names = method.companions
+    if not isinstance(names, tuple) or len({*names}) < len(names):
+        raise ValueError(f"companions is {names!r}; it must be a tuple, each once")
+    for name in names:
+        if name not in companions.FITS:
+            raise ValueError(
+                f"companions has {name!r}; there are {', '.join(companions.FITS)}"
+            )
+    if names and not isinstance(run.data, training.TrainingSet):
+        raise ValueError(
+            "companions need all examples at once, as of training.training_set; "
+            "leave them out for batches"
+        )
+
+
+def fit_many(
+    method: Any,
+    runs: Sequence[methods.Run],
+    *,
+    observe: methods.Observe | None = None,
+    plan: Any = None,
+    keeper: Any = None,
+) -> list[tuple[model.Model, methods.Record]]:
+    """Fits the networks of runs, all in one program where that is fastest.
+
+    Args:
+        method: options of a method with `members` and `companions`, of which the
+            networks are fitted without.
+        runs, plan, observe, keeper: as of `methods.Method.fit_many`.
+    """
+    count = method.members
+    single = dataclasses.replace(method, members=1, companions=())
+    starts = [method.initial]
+    if method.initial is not None:
+        starts = networks_of(method.initial)
+        single = dataclasses.replace(single, initial=starts[0])
+    single.check(runs[0], plan.share if plan is not None else 1)
+    wanted = [
+        run._replace(key=jax.random.fold_in(run.key, i)) if i else run
+        for run in runs
+        for i in range(count)
+    ]
+    if plan is None or plan.many:
+        plan = None
+        if keeper is None and len(wanted) > 1 and len(starts) == 1:
+            plan = single.plan_for(wanted)
+    if plan is not None and plan.many:
+        fitted = single.fit_many(wanted, plan=plan, observe=observe)
+    else:
+        fitted = []
+        for i, run in enumerate(wanted):
+            own = dataclasses.replace(single, initial=starts[i % count % len(starts)])
+            options = {
+                "observe": observe and _Share(observe, own.stages(), i, len(wanted)),
+                "keeper": keeper and _Place(keeper, i),
+            }
+            fitted += own.fit_many([run], plan=plan, **options)
+    return [
+        _joined(method, single, run, fitted[first : first + count])
+        for run, first in zip(runs, range(0, len(wanted), count), strict=True)
+    ]
+
+
+def _joined(method, single, run, fitted):
+    """One model of the networks of a run, with its companions."""
+    models, records = [one for one, _ in fitted], [record for _, record in fitted]
+    found, notes, began = {}, list(records[0].notes), time.perf_counter()
+    for i, one in enumerate(models):
+        found[f"network{i}"] = one.objective, one.variables
+    usual = None
+    if isinstance(run.data, training.TrainingSet):
+        (data,), _ = single.prepared([run], None)
+        rows, targets = data.indices[: int(data.size)], np.asarray(data.semi_targets)
+        targets = targets[: int(data.size)]
+        usual = data.x, rows[targets != -1]
+    names = method.companions
+    if names and not (targets == -1).any():
+        names = tuple(n for n in names if n not in companions.SUPERVISED)
+        notes.append("no known anomalies: no companions that learn from them")
+    if names:
+        x = np.asarray(training.as_float(data.x[rows]), np.float32)
+        x = x.reshape(len(x), -1)
+        for name in names:
+            found[name] = companions.FITS[name](x, targets, run.seed)
+    variables = {}
+    for name, (objective, own) in found.items():
+        location, scale = _usual(objective, own, usual)
+        variables[name] = {"variables": own, "location": location, "scale": scale}
+    first, base = models[0], models[0].base
+    others = tuple((name, found[name][0]) for name in names)
+    objective = Committee(first.objective, len(models), others)
+    made = model.make(
+        method.method,
+        *(objective, variables, first.preprocessing, first.info["shape"], base),
+    )
+    seconds = {
+        name: sum(record.seconds[name] for record in records)
+        for name in records[0].seconds
+    }
+    details = {**records[0].details, "members": len(models), "companions": list(names)}
+    details["companions_seconds"] = time.perf_counter() - began
+    return made, records[0]._replace(seconds=seconds, notes=notes, details=details)
+
+
+def _usual(objective, variables, usual) -> tuple[np.float32, np.float32]:
+    """Median and deviation of the scores of usual rows; 0 and 1 where there are none."""
+    if usual is None:
+        return np.float32(0), np.float32(1)
+    x, rows = usual
+    scores = epochs.evaluate(objective, "score", variables, x, rows=rows)
+    scores = scores.astype(np.float64)
+    scale = scores.std()
+    return np.float32(np.median(scores)), np.float32(scale if scale > 0 else 1.0)
+
+
+class _Share:
+    """Tells an observer of one network what share of the work of all is done."""
+
+    def __init__(self, observe, stages, place, count):
+        self._observe, self._stages = observe, stages
+        self._place, self._count = place, count
+
+    def __call__(self, stage, done, history):
+        whole = self._stages[stage] * self._place + done
+        self._observe(stage, whole // self._count, history)
+
+
+class _Place:
+    """The part of a keeper that holds the stages of one network."""
+
+    def __init__(self, keeper, place):
+        self._keeper, self._place = keeper, place
+
+    def restore(self, stage, *arguments):
+        return self._keeper.restore(f"{stage}-{self._place}", *arguments)
+
+    def offer(self, stage, *arguments, last):
+        self._keeper.offer(f"{stage}-{self._place}", *arguments, last=last)

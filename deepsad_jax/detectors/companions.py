@@ -1,0 +1,148 @@
+"""Cheap detectors that judge beside the networks, where labels are few.
+
+    linear      known anomalies against all others: logistic regression, shrunk so far
+                that it nearly is the difference of means, of columns that are made
+                normal by their ranks
+    forest      the same by a random forest with large leaves
+    extra       and by extremely randomized trees
+    isolation   Isolation Forest, which sees no labels
+
+Each is fitted by scikit-learn and scored as arrays. docs/few_labels.md says what each
+of them is worth.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.scipy import special
+
+from deepsad_jax import trees
+
+# What is fitted, and its variables.
+Fitted = tuple[Any, dict[str, Any]]
+_TREES, _SAMPLES = 100, 256
+# Rows in a leaf, at least, of many rows.
+_LEAVES = {"forest": 30, "extra": 10}
+_KNOTS, _FAR = 257, 3.0
+_INVERSE_PENALTY = 1e-3
+
+
+@dataclasses.dataclass(frozen=True)
+class Linear:
+    """Log-odds of a linear function of columns that are made normal by their ranks."""
+
+    def score(self, variables: dict[str, Any], x: jax.Array) -> jax.Array:
+        """`[batch]`, of `[batch, ...]`.
+
+        Args:
+            variables: `params` with the quantiles `knots` `[K, D]` of the training
+                rows, `weights` `[D]` and `bias`.
+            x: prepared examples.
+        """
+        params = variables["params"]
+        return normal(params["knots"], x) @ params["weights"] + params["bias"]
+
+
+def normal(knots: jax.typing.ArrayLike, x: jax.typing.ArrayLike) -> jax.Array:
+    """Columns as normal scores of their ranks among the training rows, within +-3.
+
+    Args:
+        knots: ascending quantiles of each column, `[K, D]`; of equal ones the middle
+            counts.
+        x: `[batch, ...]`, D values each.
+
+    Returns:
+        `[batch, D]` float32.
+    """
+    knots = jnp.asarray(knots, jnp.float32)
+    columns = jnp.asarray(x, jnp.float32).reshape(len(x), -1).T
+    grid = jnp.linspace(0.0, 1.0, knots.shape[0])
+    interpolate = jax.vmap(lambda x, knots: jnp.interp(x, knots, grid))
+    above = interpolate(columns, knots.T)
+    below = 1.0 - interpolate(-columns, -knots[::-1].T)
+    least = special.ndtr(-_FAR)
+    rank = jnp.clip(0.5 * (above + below), least, 1.0 - least)
+    return special.ndtri(rank).T
+
+
+def fit_linear(x: np.ndarray, semi_targets: np.ndarray, seed: int) -> Fitted:
+    """Linear, of rows `[n, D]`; both kinds weigh the same."""
+    from sklearn import linear_model
+
+    del seed  # nothing is drawn
+    steps = np.linspace(0, len(x) - 1, min(_KNOTS, len(x))).round().astype(int)
+    knots = np.sort(x, axis=0)[steps].astype(np.float32)
+    machine = linear_model.LogisticRegression(
+        C=_INVERSE_PENALTY, class_weight="balanced", max_iter=1000
+    )
+    machine.fit(np.asarray(normal(knots, x)), semi_targets == -1)
+    weights, bias = machine.coef_[0], machine.intercept_[0]
+    params = {
+        "knots": knots,
+        "weights": weights.astype(np.float32),
+        "bias": np.float32(bias),
+    }
+    return Linear(), {"params": params}
+
+
+def fit_forest(
+    x: np.ndarray, semi_targets: np.ndarray, seed: int, kind: str = "forest"
+) -> Fitted:
+    """A random forest, or extremely randomized trees, whose leaves are large."""
+    from sklearn import ensemble
+
+    made = {
+        "forest": ensemble.RandomForestClassifier,
+        "extra": ensemble.ExtraTreesClassifier,
+    }
+    grown = made[kind](
+        _TREES,
+        min_samples_leaf=int(np.clip(len(x) // 20, 1, _LEAVES[kind])),
+        class_weight="balanced",
+        random_state=seed,
+        n_jobs=-1,
+    ).fit(x.astype(np.float32), semi_targets == -1)
+
+    def share(tree, depths):
+        weights = tree.value[:, 0]
+        return weights[:, 1] / weights.sum(axis=1)
+
+    return _forest(grown, share)
+
+
+def fit_extra(x: np.ndarray, semi_targets: np.ndarray, seed: int) -> Fitted:
+    """Extremely randomized trees."""
+    return fit_forest(x, semi_targets, seed, "extra")
+
+
+def fit_isolation(x: np.ndarray, semi_targets: np.ndarray, seed: int) -> Fitted:
+    """Isolation Forest of the rows that are no known anomalies: minus path lengths."""
+    from sklearn import ensemble
+
+    from deepsad_jax.detectors import isolation_forest
+
+    rows = x[semi_targets != -1].astype(np.float32)
+    grown = ensemble.IsolationForest(
+        n_estimators=_TREES, max_samples=min(_SAMPLES, len(rows)), random_state=seed
+    ).fit(rows)
+    return _forest(grown, lambda *node: -isolation_forest.lengths(*node))
+
+
+def _forest(grown, values_of) -> Fitted:
+    depth, params = trees.arrays([one.tree_ for one in grown.estimators_], values_of)
+    params["values"] = params["values"].astype(np.float32)
+    return trees.Forest(depth), {"params": params}
+
+
+FITS: dict[str, Callable[[np.ndarray, np.ndarray, int], Fitted]] = {
+    "linear": fit_linear,
+    "forest": fit_forest,
+    "extra": fit_extra,
+    "isolation": fit_isolation,
+}
+# Those that tell known anomalies from the rest.
+SUPERVISED = ("linear", "forest", "extra")
