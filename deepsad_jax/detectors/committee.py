@@ -17,15 +17,16 @@ from deepsad_jax import epochs, methods, model, training, values
 from deepsad_jax.detectors import companions
 
 # Scores count within so many deviations below and above the usual.
-_LOWEST, _HIGHEST = -3.0, 5.0
+_LEAST, _MOST = -3.0, 5.0
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Committee(values.ByContent):
     """The mean of the networks' mean and of each companion.
 
-    The variables hold those of each member, and of its scores of training rows that are
-    no known anomalies the `location` (the median) and the `scale` (the deviation).
+    The variables hold those of each member by its name, and `location` (the median) and
+    `scale` (the deviation) of their scores of training rows that are no known
+    anomalies, `[members]`.
 
     Attributes:
         network: the objective of all networks.
@@ -53,18 +54,20 @@ class Committee(values.ByContent):
         return jnp.concatenate([networks, scores[:, self.networks :]], axis=1)
 
     def member_scores(self, variables: dict[str, Any], x: jax.Array) -> jax.Array:
-        """The score of each member, `[batch, members]`; their spread is a doubt."""
-        found = []
-        for name, member in self.members().items():
-            own = variables[name]
-            score = member.score(own["variables"], x).astype(jnp.float32)
-            usual = (score - own["location"]) / own["scale"]
-            found.append(jnp.clip(usual, _LOWEST, _HIGHEST))
+        """What each member says, `[batch, members]`; their spread is a doubt."""
+        usual = self.raw_scores(variables, x) - variables["location"]
+        return jnp.clip(usual / variables["scale"], _LEAST, _MOST)
+
+    def raw_scores(self, variables: dict[str, Any], x: jax.Array) -> jax.Array:
+        """The score of each member as its method has it, `[batch, members]`."""
+        found = [
+            member.score(variables[name], x) for name, member in self.members().items()
+        ]
         return jnp.stack(found, axis=1)
 
     def embed(self, variables: dict[str, Any], x: jax.Array) -> jax.Array:
         """The embeddings of the first network, `[batch, rep_dim]`."""
-        return self.network.embed(variables["network0"]["variables"], x)
+        return self.network.embed(variables["network0"], x)
 
 
 def networks_of(fitted: model.Model) -> list[model.Model]:
@@ -75,7 +78,7 @@ def networks_of(fitted: model.Model) -> list[model.Model]:
     return [
         dataclasses.replace(
             fitted,
-            variables=fitted.variables[f"network{i}"]["variables"],
+            variables=fitted.variables[f"network{i}"],
             objective=committee.network,
         )
         for i in range(committee.networks)
@@ -154,53 +157,45 @@ def fit_many(
 def _joined(method, single, run, fitted):
     """One model of the networks of a run, with its companions."""
     models, records = [one for one, _ in fitted], [record for _, record in fitted]
-    found, notes, began = {}, list(records[0].notes), time.perf_counter()
-    for i, one in enumerate(models):
-        found[f"network{i}"] = one.objective, one.variables
-    usual = None
+    notes, began = list(records[0].notes), time.perf_counter()
+    variables = {f"network{i}": one.variables for i, one in enumerate(models)}
+    location, scale = np.zeros(len(models)), np.ones(len(models))
+    objective = Committee(models[0].objective, len(models))
     if isinstance(run.data, training.TrainingSet):
         (data,), _ = single.prepared([run], None)
-        rows, targets = data.indices[: int(data.size)], np.asarray(data.semi_targets)
-        targets = targets[: int(data.size)]
-        usual = data.x, rows[targets != -1]
-    names = method.companions
-    if names and not (targets == -1).any():
-        names = tuple(n for n in names if n not in companions.SUPERVISED)
-        notes.append("no known anomalies: no companions that learn from them")
-    if names:
-        x = np.asarray(training.as_float(data.x[rows]), np.float32)
-        x = x.reshape(len(x), -1)
+        rows = data.indices[: int(data.size)]
+        targets = np.asarray(data.semi_targets)[: int(data.size)]
+        names = method.companions
+        if names and not (targets == -1).any():
+            names = tuple(n for n in names if n not in companions.SUPERVISED)
+            notes.append("no known anomalies: no companions that learn from them")
+        x = training.as_float(data.x[rows]) if names else np.zeros((1, 1))
+        x, others = np.asarray(x, np.float32).reshape(len(x), -1), []
         for name in names:
-            found[name] = companions.FITS[name](x, targets, run.seed)
-    variables = {}
-    for name, (objective, own) in found.items():
-        location, scale = _usual(objective, own, usual)
-        variables[name] = {"variables": own, "location": location, "scale": scale}
-    first, base = models[0], models[0].base
-    others = tuple((name, found[name][0]) for name in names)
-    objective = Committee(first.objective, len(models), others)
+            judge, variables[name] = companions.FITS[name](x, targets, run.seed)
+            others.append((name, judge))
+        objective = dataclasses.replace(objective, others=tuple(others))
+        scores = epochs.evaluate(
+            objective, "raw_scores", variables, data.x, rows=rows[targets != -1]
+        ).astype(np.float64)
+        location, scale = np.median(scores, axis=0), scores.std(axis=0)
+        scale[scale == 0] = 1.0
+    variables |= {"location": np.float32(location), "scale": np.float32(scale)}
+    first = models[0]
     made = model.make(
         method.method,
-        *(objective, variables, first.preprocessing, first.info["shape"], base),
+        *(objective, variables, first.preprocessing, first.info["shape"], first.base),
     )
     seconds = {
         name: sum(record.seconds[name] for record in records)
         for name in records[0].seconds
     }
-    details = {**records[0].details, "members": len(models), "companions": list(names)}
-    details["companions_seconds"] = time.perf_counter() - began
+    details = {
+        **records[0].details,
+        "members": [*objective.members()],
+        "companions_seconds": time.perf_counter() - began,
+    }
     return made, records[0]._replace(seconds=seconds, notes=notes, details=details)
-
-
-def _usual(objective, variables, usual) -> tuple[np.float32, np.float32]:
-    """Median and deviation of the scores of usual rows; 0 and 1 where there are none."""
-    if usual is None:
-        return np.float32(0), np.float32(1)
-    x, rows = usual
-    scores = epochs.evaluate(objective, "score", variables, x, rows=rows)
-    scores = scores.astype(np.float64)
-    scale = scores.std()
-    return np.float32(np.median(scores)), np.float32(scale if scale > 0 else 1.0)
 
 
 class _Share:

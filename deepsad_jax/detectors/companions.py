@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.scipy import special
 
-from deepsad_jax import trees
+from deepsad_jax import epochs, trees
 
 # What is fitted, and its variables.
 Fitted = tuple[Any, dict[str, Any]]
@@ -29,6 +29,8 @@ _TREES, _SAMPLES = 100, 256
 _LEAVES = {"forest": 30, "extra": 10}
 _KNOTS, _FAR = 257, 3.0
 _INVERSE_PENALTY = 1e-3
+# Values are equal that differ by less, in ranges of their column.
+_EQUAL = 1e-6
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +46,11 @@ class Linear:
             x: prepared examples.
         """
         params = variables["params"]
-        return normal(params["knots"], x) @ params["weights"] + params["bias"]
+        return self.embed(variables, x) @ params["weights"] + params["bias"]
+
+    def embed(self, variables: dict[str, Any], x: jax.Array) -> jax.Array:
+        """The normal columns, `[batch, D]`."""
+        return normal(variables["params"]["knots"], x)
 
 
 def normal(knots: jax.typing.ArrayLike, x: jax.typing.ArrayLike) -> jax.Array:
@@ -58,12 +64,14 @@ def normal(knots: jax.typing.ArrayLike, x: jax.typing.ArrayLike) -> jax.Array:
     Returns:
         `[batch, D]` float32.
     """
-    knots = jnp.asarray(knots, jnp.float32)
+    knots = jnp.asarray(knots, jnp.float32).T
     columns = jnp.asarray(x, jnp.float32).reshape(len(x), -1).T
-    grid = jnp.linspace(0.0, 1.0, knots.shape[0])
+    grid = jnp.linspace(0.0, 1.0, knots.shape[1])
     interpolate = jax.vmap(lambda x, knots: jnp.interp(x, knots, grid))
-    above = interpolate(columns, knots.T)
-    below = 1.0 - interpolate(-columns, -knots[::-1].T)
+    # What rounding has moved beside one of equal knots is still equal to them.
+    nearly = _EQUAL * (knots[:, -1:] - knots[:, :1])
+    above = interpolate(columns + nearly, knots)
+    below = 1.0 - interpolate(nearly - columns, -knots[:, ::-1])
     least = special.ndtr(-_FAR)
     rank = jnp.clip(0.5 * (above + below), least, 1.0 - least)
     return special.ndtri(rank).T
@@ -79,13 +87,11 @@ def fit_linear(x: np.ndarray, semi_targets: np.ndarray, seed: int) -> Fitted:
     machine = linear_model.LogisticRegression(
         C=_INVERSE_PENALTY, class_weight="balanced", max_iter=1000
     )
-    machine.fit(np.asarray(normal(knots, x)), semi_targets == -1)
-    weights, bias = machine.coef_[0], machine.intercept_[0]
-    params = {
-        "knots": knots,
-        "weights": weights.astype(np.float32),
-        "bias": np.float32(bias),
-    }
+    params = {"knots": knots}
+    columns = epochs.evaluate(Linear(), "embed", {"params": params}, x)
+    machine.fit(columns, semi_targets == -1)
+    params["weights"] = machine.coef_[0].astype(np.float32)
+    params["bias"] = np.float32(machine.intercept_[0])
     return Linear(), {"params": params}
 
 

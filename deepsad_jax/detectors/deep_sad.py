@@ -209,6 +209,9 @@ class DeepSAD(deep.Deep):
         if self.members != 1 or self.companions:
             options = {"plan": plan, "observe": observe, "keeper": keeper}
             return committee.fit_many(self, runs, **options)
+        if self.initial is not None:
+            (start, *_) = committee.networks_of(self.initial)
+            self = dataclasses.replace(self, initial=start)
         sets, found = self.prepared(runs, plan)
         keys = [run.key for run in runs]
         trainer = epochs.Trainer(keys, sets, plan, _KEY_USES, observe, keeper)
