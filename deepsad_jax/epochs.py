@@ -27,8 +27,9 @@ History = dict[str, np.ndarray]
 
 # Epochs in one call of a compiled program, at most; it records so many.
 PIECE = 64
-# Rows evaluated at once: few programs serve any number of rows.
-_CHUNKS = (16, 512)
+# Rows evaluated at once: few programs serve any number of rows. One serves those of
+# tables, whose scores are then the same bits whatever is scored beside them.
+_CHUNKS, _TABLE_CHUNKS = (16, 512), (256,)
 _BLOCK = 2**16
 # Compiles while others train; what fails there fails again where it is needed.
 _BACKGROUND = concurrent.futures.ThreadPoolExecutor(1, "compilation")
@@ -521,7 +522,8 @@ def evaluate(
     function = _evaluator(objective, name, plan, x.shape[1:], shapes)
     variables = jax.device_put(variables)
     size = len(x) if rows is None else len(rows)
-    chunk = next((c for c in _CHUNKS if size <= c), _CHUNKS[-1]) * plan.devices
+    sizes = _CHUNKS if x.ndim > 2 else _TABLE_CHUNKS
+    chunk = next((c for c in sizes if size <= c), sizes[-1]) * plan.devices
     results = []
     for first in range(0, size, chunk):
         place = slice(first, first + chunk)

@@ -92,7 +92,17 @@ class Forest:
         params = jax.tree.map(jnp.asarray, variables["params"])
         x = jnp.asarray(x, jnp.float32).reshape(len(x), -1)
         trees, nodes = leaves(self.depth, params, x)
-        return jnp.mean(params["values"][trees, nodes], axis=1)
+        return in_order(params["values"][trees, nodes])
+
+
+def in_order(values: jax.Array) -> jax.Array:
+    """The mean of `[batch, n]` over n, the same bits for any number of rows.
+
+    XLA groups the terms of a sum by the shape of the whole.
+    """
+    zeros = jnp.zeros(values.shape[0], values.dtype)
+    add = lambda i, total: total + values[:, i]  # noqa: E731
+    return lax.fori_loop(0, values.shape[1], add, zeros) / values.shape[1]
 
 
 def _rounded_down(thresholds: np.ndarray) -> np.ndarray:

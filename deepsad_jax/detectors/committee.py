@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from deepsad_jax import epochs, methods, model, training, values
+from deepsad_jax import epochs, methods, model, training, trees, values
 from deepsad_jax.detectors import companions
 
 # Scores count within so many deviations below and above the usual.
@@ -45,12 +45,12 @@ class Committee(values.ByContent):
 
     def score(self, variables: dict[str, Any], x: jax.Array) -> jax.Array:
         """`[batch]`, in deviations from what is usual."""
-        return jnp.mean(self.opinions(variables, x), axis=1)
+        return trees.in_order(self.opinions(variables, x))
 
     def opinions(self, variables: dict[str, Any], x: jax.Array) -> jax.Array:
         """What the networks say, in the mean, and each companion, `[batch, 1 + k]`."""
         scores = self.member_scores(variables, x)
-        networks = jnp.mean(scores[:, : self.networks], axis=1, keepdims=True)
+        networks = trees.in_order(scores[:, : self.networks])[:, None]
         return jnp.concatenate([networks, scores[:, self.networks :]], axis=1)
 
     def member_scores(self, variables: dict[str, Any], x: jax.Array) -> jax.Array:
@@ -127,7 +127,8 @@ def fit_many(
     if method.initial is not None:
         starts = networks_of(method.initial)
         single = dataclasses.replace(single, initial=starts[0])
-    single.check(runs[0], plan.share if plan is not None else 1)
+    for run in runs:
+        method.check(run, plan.share if plan is not None else 1)
     wanted = [
         run._replace(key=jax.random.fold_in(run.key, i)) if i else run
         for run in runs

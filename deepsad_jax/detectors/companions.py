@@ -46,7 +46,8 @@ class Linear:
             x: prepared examples.
         """
         params = variables["params"]
-        return self.embed(variables, x) @ params["weights"] + params["bias"]
+        terms = self.embed(variables, x) * params["weights"]
+        return terms.shape[1] * trees.in_order(terms) + params["bias"]
 
     def embed(self, variables: dict[str, Any], x: jax.Array) -> jax.Array:
         """The normal columns, `[batch, D]`."""

@@ -1,0 +1,102 @@
+"""Companions against scikit-learn and SciPy, and trees against those they come from."""
+
+import jax
+import numpy as np
+import pytest
+import scipy.special
+import scipy.stats
+from sklearn import ensemble, linear_model
+
+from deepsad_jax import epochs, trees
+from deepsad_jax.detectors import companions
+
+
+@pytest.fixture(scope="module")
+def rows():
+    rng = np.random.default_rng(0)
+    x = np.c_[rng.uniform(size=(700, 3)), rng.integers(0, 4, 700) / 3]
+    targets = np.zeros(700, int)
+    targets[:9] = -1
+    x[:9, 0] += 0.8
+    return x.astype(np.float32), targets
+
+
+def _scores(fitted, x):
+    return epochs.evaluate(fitted[0], "score", fitted[1], x)
+
+
+def test_normal_columns_are_normal_scores_of_ranks():
+    rng = np.random.default_rng(1)
+    distinct = [rng.permutation(700) for _ in range(2)]
+    x = np.c_[(*distinct, rng.integers(0, 4, 700))].astype(np.float32)
+    knots = np.sort(x, axis=0)  # a knot for each row: the ranks are exact
+    ranks = (scipy.stats.rankdata(x, axis=0) - 1) / (len(x) - 1)
+    least = scipy.special.ndtr(-3)
+    expected = scipy.special.ndtri(np.clip(ranks, least, 1 - least))
+    np.testing.assert_allclose(companions.normal(knots, x), expected, atol=2e-4)
+
+
+def test_rounding_beside_equal_values_changes_nothing(rows):
+    x, _ = rows
+    knots = np.sort(x, axis=0)[::3]
+    moved = np.nextafter(x, np.float32(2))
+    first, second = companions.normal(knots, x), companions.normal(knots, moved)
+    np.testing.assert_allclose(second, first, atol=1e-4)
+
+
+def test_columns_beyond_the_training_are_as_far_as_can_be(rows):
+    x, _ = rows
+    knots = np.sort(x, axis=0)
+    far = np.array([[-9.0] * 4, [9.0] * 4])
+    np.testing.assert_allclose(
+        companions.normal(knots, far), [[-3] * 4, [3] * 4], rtol=1e-5
+    )
+
+
+def test_the_linear_companion_is_a_logistic_regression_of_normal_columns(rows):
+    x, targets = rows
+    fitted = companions.fit_linear(x, targets, 0)
+    columns = np.asarray(companions.normal(fitted[1]["params"]["knots"], x))
+    machine = linear_model.LogisticRegression(C=1e-3, class_weight="balanced")
+    machine.fit(columns, targets == -1)
+    expected = machine.decision_function(columns)
+    np.testing.assert_allclose(_scores(fitted, x), expected, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "leaf"),
+    [
+        ("forest", ensemble.RandomForestClassifier, 30),
+        ("extra", ensemble.ExtraTreesClassifier, 10),
+    ],
+)
+def test_forests_are_those_of_scikit_learn(rows, name, kind, leaf):
+    x, targets = rows
+    fitted = companions.FITS[name](x, targets, 3)
+    grown = kind(
+        100, min_samples_leaf=leaf, class_weight="balanced", random_state=3
+    ).fit(x, targets == -1)
+    expected = grown.predict_proba(x)[:, 1]
+    np.testing.assert_allclose(_scores(fitted, x), expected, atol=1e-5)
+
+
+def test_isolation_is_in_the_order_of_scikit_learn_and_sees_no_anomalies(rows):
+    x, targets = rows
+    found = _scores(companions.fit_isolation(x, targets, 5), x)
+    grown = ensemble.IsolationForest(random_state=5).fit(x[targets != -1])
+    depths = np.log2(-grown.score_samples(x))  # minus the mean length, in units
+    assert scipy.stats.pearsonr(found, depths).statistic > 1 - 1e-6
+
+
+def test_a_forest_can_be_traced(rows):
+    x, targets = rows
+    forest, variables = companions.fit_extra(x, targets, 0)
+    assert isinstance(forest, trees.Forest)
+    traced = jax.jit(lambda x: forest.score(variables, x))(x[:20])
+    np.testing.assert_allclose(traced, _scores((forest, variables), x[:20]), rtol=1e-6)
+
+
+def test_few_rows_have_smaller_leaves(rows):
+    x, targets = rows
+    forest, variables = companions.fit_forest(x[:40], targets[:40], 0)
+    assert forest.depth >= 2 and np.ptp(_scores((forest, variables), x[:40])) > 0.3
