@@ -27,6 +27,7 @@ from deepsad_jax import calibrated, estimators, held_out
 from deepsad_jax.data import delimited
 
 NONE = sad.Stage(epochs=0)
+PAPER = {"members": 1, "companions": ()}
 SHORT = {"train": sad.Stage(epochs=2), "pretrain": None}
 _THOROUGH = ("DeepSAD", "SupervisedClassifier", "KernelDensity")
 _OF_EACH = """
@@ -145,15 +146,15 @@ def test_arguments_are_those_of_the_method():
     with pytest.raises(TypeError, match="unexpected keyword argument 'epochs'"):
         estimators.DeepSAD(epochs=3)
     stage = sad.Stage(epochs=7, batch_size=9)
-    options = estimators.DeepSAD(train=stage, pretrain=None, eta=2.0).options()
-    assert options == sad.detectors.deep_sad.DeepSAD(
-        train=stage, pretrain=None, eta=2.0
-    )
+    given = {"train": stage, "pretrain": None, "eta": 2.0}
+    options = estimators.DeepSAD(**given, **PAPER).options()
+    assert options == sad.detectors.deep_sad.DeepSAD(**given)
 
 
 def test_without_calibration_the_model_is_that_of_the_function():
     X, y, _ = rows()
-    made = estimators.DeepSAD(calibration=None, random_state=5, **SHORT).fit(X, y)
+    options = {"calibration": None, "random_state": 5, **PAPER}
+    made = estimators.DeepSAD(**options, **SHORT).fit(X, y)
     data = sad.training_set(X, y)
     model, record = sad.fit(jax.random.key(5), data, **SHORT)
     np.testing.assert_array_equal(-made.score_samples(X), sad.score(model, X))
@@ -455,7 +456,8 @@ def test_networks_of_an_evaluation_are_trained_in_one_call(monkeypatch):
     found = estimators.DeepSAD(**SHORT).evaluate(
         X, y, observe=lambda stage, *_: stages.append(stage)
     )
-    assert calls == [(5, True)] and stages == ["train"] * len(stages) != []
+    assert calls == [(5, True), (10, True)]  # of two members each
+    assert stages == ["train"] * len(stages) != []
     assert 0 <= found.auroc <= 1
 
 
