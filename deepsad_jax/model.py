@@ -116,7 +116,7 @@ def score(model: Model, x: Any, *, plan: parallel.Plan | None = None) -> np.ndar
     Raises:
         ValueError: if x is not what the model takes, or holds what is not finite.
     """
-    return _apply(model, "score", x, plan)
+    return apply(model, "score", x, plan)
 
 
 def embed(model: Model, x: Any, *, plan: parallel.Plan | None = None) -> np.ndarray:
@@ -127,10 +127,13 @@ def embed(model: Model, x: Any, *, plan: parallel.Plan | None = None) -> np.ndar
     """
     if not hasattr(_checked(model).objective, "embed"):
         raise ValueError(f"a model of {model.info['method']} has no embeddings")
-    return _apply(model, "embed", x, plan)
+    return apply(model, "embed", x, plan)
 
 
-def _apply(model, name, x, plan):
+def apply(
+    model: Model, name: str, x: Any, plan: parallel.Plan | None = None
+) -> np.ndarray:
+    """A function of the objective, `name`, of raw rows; Args and Raises as `score`."""
     x = _checked(model).preprocessing.encoded(x)
     leaves = [x, *jax.tree.leaves(model)]
     if any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
@@ -140,7 +143,7 @@ def _apply(model, name, x, plan):
     is_rows = isinstance(x, (list, tuple)) or hasattr(x, "__array__")
     is_rows |= hasattr(x, "toarray") or not isinstance(x, Iterable)
     if callable(x) or not is_rows:
-        parts = [_apply(model, name, part, plan) for part in streams.chunks(x)]
+        parts = [apply(model, name, part, plan) for part in streams.chunks(x)]
         if not parts:
             raise ValueError("x has no batch; it must have at least one")
         return np.concatenate(parts)

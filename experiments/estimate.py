@@ -1,4 +1,4 @@
-"""How long a grid will take, found out by short runs of each of its families."""
+"""How long a grid will take, found out by short runs of each of its methods."""
 
 import dataclasses
 import time
@@ -17,42 +17,58 @@ def seconds(
 ) -> Callable[[grid.Job], float]:
     """Seconds that each unfinished job is thought to take, compilation not included.
 
-    Each family (method, options, data) is tried: networks for an epoch of each stage
-    once their programs, which the runs then use, are compiled; others on some of the
-    rows, whose time is taken to grow with the square of their number.
+    Each method is tried once for all tables, and for each set of images: networks for
+    an epoch of each stage once their programs, which the runs then use, are compiled;
+    others on some of the rows. The time of networks is taken to grow with the number of
+    their steps, that of others with the square of the number of rows.
     """
     families: dict[str, list[grid.Job]] = {}
     for job in jobs:
         if not job.is_finished:
             families.setdefault(grid.family(job.config), []).append(job)
-    found = {
-        name: max(_tried(group[:at_once]), 1e-3) for name, group in families.items()
-    }
+    rates, found = {}, {}
+    for name, group in families.items():
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            made = build.experiment(group[0].config)
+            is_table = made.problem.x_train.ndim == 2
+            kind = grid.method_of(made.config), is_table or made.config.data.name
+            if kind not in rates:
+                rates[kind] = _tried(group[:at_once]) / _work(made)
+        found[name] = max(rates[kind] * _work(made), 1e-3)
     return lambda job: found.get(grid.family(job.config), 0.0)
+
+
+def _network(options):
+    """The options of what is trained by steps, or None."""
+    options = getattr(options, "autoencoder", options)  # of a hybrid
+    return options if hasattr(options, "trained") else None
+
+
+def _work(made) -> float:
+    """What the time of a run is taken to grow with."""
+    size, options = len(made.run.data.indices), _network(made.options)
+    if options is None:
+        return float(size) ** 2
+    stages = options.trained().values()
+    return max(1.0, sum(s.epochs * (size // s.batch_size) for s in stages))
 
 
 def _tried(jobs: list[grid.Job]) -> float:
     """Seconds of one of some jobs of a family."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        first = build.experiment(jobs[0].config)
-        if not _is_network(first.options):
-            return _of_rows(first)
-        runs, plan = [first.run], None
-        if len(jobs) > 1 and first.plan.devices == 1:
-            more = [build.experiment(job.config).run for job in jobs[1:]]
-            plan = first.options.plan_for(runs + more)
-        runs = runs + more if plan is not None else runs
-        return _of_network(first.options, runs, plan or first.plan)
-
-
-def _is_network(options) -> bool:
-    return hasattr(options, "trained") or hasattr(options, "autoencoder")
+    first = build.experiment(jobs[0].config)
+    options = _network(first.options)
+    if options is None:
+        return _of_rows(first)
+    runs, plan = [first.run], None
+    if len(jobs) > 1 and first.plan.devices == 1:
+        more = [build.experiment(job.config).run for job in jobs[1:]]
+        plan = first.options.plan_for(runs + more)
+    runs = runs + more if plan is not None else runs
+    return _of_network(options, runs, plan or first.plan)
 
 
 def _of_network(options, runs, plan) -> float:
-    if hasattr(options, "autoencoder"):  # of a hybrid
-        options = options.autoencoder
     stages = options.trained()
     epochs = sum(stage.epochs for stage in stages.values())
     short = {n: dataclasses.replace(stage, epochs=1) for n, stage in stages.items()}

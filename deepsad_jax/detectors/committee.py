@@ -85,6 +85,18 @@ def networks_of(fitted: model.Model) -> list[model.Model]:
     ]
 
 
+def opinions(fitted: model.Model, x: Any) -> dict[str, np.ndarray]:
+    """What the networks in the mean, and each companion, say of raw rows, `[n]` each.
+
+    Args:
+        fitted: a model whose objective is a committee.
+        x: as of `model.score`, which is their mean.
+    """
+    said = model.apply(fitted, "opinions", x).T
+    names = ("networks", *(name for name, _ in fitted.objective.others))
+    return dict(zip(names, said, strict=True))
+
+
 def check(method: Any, run: methods.Run) -> None:
     """Raises ValueError for members or companions that cannot be."""
     if not training.is_count(method.members, 1, 1000):

@@ -1,0 +1,84 @@
+"""What each part of a committee is worth, of runs that are finished.
+
+    python -m experiments.adbench --workdir=runs/adbench --config.data.dir=FOLDER
+    python -m experiments.parts runs/adbench/deep_sad_committee
+
+Prints, for each ratio of labels, means over tables of AUROC and average precision: of
+the whole, of each part alone, and of the whole without it, as Markdown.
+"""
+
+import pathlib
+from collections.abc import Iterator
+
+import numpy as np
+from absl import app
+
+from deepsad_jax import metrics, model
+from deepsad_jax.detectors import committee
+from experiments import build, grid, workdir
+
+_MEASURES = (metrics.auroc, metrics.average_precision)
+
+
+def measured(
+    folder: pathlib.Path,
+) -> Iterator[tuple[float, str, dict[str, np.ndarray]]]:
+    """Of each run below a folder the ratio, the data, and figures of what can be said.
+
+    Raises:
+        FileNotFoundError: if there is no finished run of a committee.
+    """
+    none = True
+    for path in sorted(folder.glob(f"**/{workdir.RESULTS}")):
+        fitted = model.load(path.parent / "model")
+        if not isinstance(fitted.objective, committee.Committee):
+            continue
+        none = False
+        config = grid.Config(workdir.read_json(path.parent / workdir.CONFIG))
+        problem = build.experiment(config).problem
+        said = committee.opinions(fitted, problem.x_test)
+        whole = sum(said.values())
+        found = {"all": whole, **said}
+        found |= {f"without {name}": whole - one for name, one in said.items()}
+        labels = problem.labels_test
+        yield (
+            config.data.ratio_known_outlier,
+            config.data.name,
+            {
+                name: np.array([100 * of(labels, scores) for of in _MEASURES])
+                for name, scores in found.items()
+            },
+        )
+    if none:
+        raise FileNotFoundError(f"{folder} holds no finished run of a committee")
+
+
+def as_markdown(folder: pathlib.Path) -> str:
+    """The table: a line for each part, two columns for each ratio."""
+    by_data: dict[float, dict[str, list]] = {}
+    for ratio, data, figures in measured(folder):
+        by_data.setdefault(ratio, {}).setdefault(data, []).append(figures)
+    ratios = sorted(by_data)
+    means = {}
+    for ratio, tables in by_data.items():
+        for name in next(iter(tables.values()))[0]:
+            each = [np.mean([one[name] for one in runs], 0) for runs in tables.values()]
+            means[ratio, name] = np.mean(each, axis=0)
+    lines = [
+        "| part | " + " | ".join(f"{100 * r:g} %: AUROC | AP" for r in ratios) + " |",
+        "| --- |" + " ---: | ---: |" * len(ratios),
+    ]
+    for name in dict.fromkeys(name for _, name in means):
+        cells = [f"{v:.1f}" for r in ratios for v in means[r, name]]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def main(arguments: list[str]) -> None:
+    if len(arguments) != 2:
+        raise app.UsageError("which folder of finished runs?")
+    print(as_markdown(pathlib.Path(arguments[1])))
+
+
+if __name__ == "__main__":
+    app.run(main)
