@@ -8,10 +8,10 @@ the whole, of each part alone, and of the whole without it, as Markdown.
 """
 
 import pathlib
+import sys
 from collections.abc import Iterator
 
 import numpy as np
-from absl import app
 
 from deepsad_jax import metrics, model
 from deepsad_jax.detectors import committee
@@ -34,7 +34,7 @@ def measured(
         if not isinstance(fitted.objective, committee.Committee):
             continue
         none = False
-        config = grid.Config(workdir.read_json(path.parent / workdir.CONFIG))
+        config = _config(path.parent)
         problem = build.experiment(config).problem
         said = committee.opinions(fitted, problem.x_test)
         whole = sum(said.values())
@@ -51,6 +51,17 @@ def measured(
         )
     if none:
         raise FileNotFoundError(f"{folder} holds no finished run of a committee")
+
+
+def _config(folder: pathlib.Path) -> grid.Config:
+    """That of a run, with the tuples that JSON does not know."""
+
+    def typed(content):
+        if isinstance(content, dict):
+            return {name: typed(value) for name, value in content.items()}
+        return tuple(content) if isinstance(content, list) else content
+
+    return grid.Config(typed(workdir.read_json(folder / workdir.CONFIG)))
 
 
 def as_markdown(folder: pathlib.Path) -> str:
@@ -74,11 +85,7 @@ def as_markdown(folder: pathlib.Path) -> str:
     return "\n".join(lines)
 
 
-def main(arguments: list[str]) -> None:
-    if len(arguments) != 2:
-        raise app.UsageError("which folder of finished runs?")
-    print(as_markdown(pathlib.Path(arguments[1])))
-
-
 if __name__ == "__main__":
-    app.run(main)
+    if len(sys.argv) != 2:
+        sys.exit("which folder of finished runs?")
+    print(as_markdown(pathlib.Path(sys.argv[1])))
