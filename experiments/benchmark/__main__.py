@@ -7,13 +7,16 @@
     python -m experiments.benchmark --measure=pipeline,growth --networks=cardio_mlp
     python -m experiments.benchmark --measure=tables --data_dir=DATA --torch
     python -m experiments.benchmark --measure=kernels --data_dir=DATA --opponents
+    python -m experiments.benchmark --measure=committee --sizes=700,10000 --repeats=2
 
 steps: one epoch of each stage: samples/s, step time, FLOP/s achieved and their share of
 what a large matrix product reaches here, compilation time, memory. pipeline: whole
 experiments after compilation. growth: twice the samples, runs or epochs. tables: the
 six ODDS tables by 10 seeds, start-up and compilation included. kernels: whole grids of
 the kernel baselines on MNIST's zeros with one in a hundred labelled, after compilation,
-against cvxopt, libsvm and scikit-learn's grid search. `--torch` and `--opponents` need
+against cvxopt, libsvm and scikit-learn's grid search. committee: fits of
+`estimators.DeepSAD` to tables of so many rows, against those of the paper's method
+alone. `--torch` and `--opponents` need
 the extras `torch` and `cvxopt`. Opponents are timed in turn with ours, with as many
 threads. Prints tables and writes JSON with `--json`.
 """
@@ -36,6 +39,7 @@ from absl import app, flags
 from deepsad_jax import epochs, fast_cpu, methods, model, networks, parallel, training
 from deepsad_jax.detectors import deep_sad
 from experiments import workdir
+from experiments.benchmark import committee
 
 MEASURE = flags.DEFINE_list("measure", ["steps"], "What to measure; see above.")
 NETWORKS = flags.DEFINE_list("networks", [], "Networks; all by default.")
@@ -50,7 +54,9 @@ OPPONENTS = flags.DEFINE_bool(
     "opponents", False, "Whether to time the opponents of the kernel baselines."
 )
 SIZES = flags.DEFINE_list(
-    "sizes", ["1000", "2000", "6000"], "Training examples of the kernel baselines."
+    "sizes",
+    ["1000", "2000", "6000"],
+    "Training examples of the kernel baselines and of committees.",
 )
 MOST_CVXOPT = flags.DEFINE_integer(
     "most_cvxopt",
@@ -454,6 +460,8 @@ def main(argv):
                 rows += kernel_grids(
                     DATA_DIR.value, size, against_others=OPPONENTS.value
                 )
+        elif what == "committee":
+            rows = committee.committee([*map(int, SIZES.value)], REPEATS.value)
         else:
             raise app.UsageError(f"--measure={what} is not known; see --help")
         print(f"{what}\n{table_of(rows)}\n", flush=True)
