@@ -16,6 +16,7 @@ from deepsad_jax import (
     checks,
     decisions,
     evaluation,
+    examples,
     methods,
     model,
     tables,
@@ -86,7 +87,9 @@ def split(
         way, seen = "none", np.flatnonzero(targets >= 0)
     scores = np.sort(_scores(fitted, chosen(rows, seen)))
     rate = float(settings.false_alarm_rate)
-    return calibrated.Calibrated(fitted, (scores,), way, rate), record
+    some = examples.choose(fitted, rows, targets, settings.seed)
+    made = calibrated.Calibrated(fitted, (scores,), way, rate, examples=some)
+    return made, record
 
 
 def cross(
@@ -119,7 +122,8 @@ def cross(
     first, center, third = np.quantile(own, (0.25, 0.5, 0.75)).tolist()
     details = {"center": center, "width": (third - first) or 1.0}
     rate = float(settings.false_alarm_rate)
-    made = calibrated.Calibrated(fitted, scores, "cross", rate, models, details)
+    some = examples.choose(fitted, rows, targets, settings.seed)
+    made = calibrated.Calibrated(fitted, scores, "cross", rate, models, details, some)
     return made, record
 
 
