@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from deepsad_jax import parallel
+from deepsad_jax import epochs, fast_cpu, parallel
 
 # Numbers that are held at once, of rows in the making.
 _NUMBERS = 2**19
@@ -64,9 +64,9 @@ def integrated_gradients(
         references: prepared rows of normal examples, `[r, ...]` float32, r >= 1.
         groups: the part to which each feature belongs, `[features]`, from 0 on.
     """
-    scores, usual, scale = _scored(
-        functools.partial(_score, objective, variables), x, references
-    )
+    score = functools.partial(epochs.evaluate, objective, "score", variables)
+    scores, usual, scale = _scored(score, x, references)
+    slopes_at = _slopes(objective, x.shape[1:])
     found = np.zeros((len(x), int(groups.max()) + 1))
     residuals, sums, before = np.full(len(x), np.inf), np.zeros_like(found), 0
     for points in _POINTS:
@@ -75,9 +75,7 @@ def integrated_gradients(
         for rows in _pieces(left, references.size):
             part = x[np.resize(rows, _size(len(rows), references.size))]
             for i in new:
-                slopes = _slopes(
-                    objective, variables, part, references, (i + 0.5) / points
-                )
+                slopes = slopes_at(variables, part, references, (i + 0.5) / points)
                 slopes = np.asarray(slopes, np.float64)[: len(rows)]
                 sums[rows] += grouped(slopes.reshape(len(rows), -1), groups)
         found[left], before = sums[left] / points, points
@@ -85,18 +83,19 @@ def integrated_gradients(
     return Attributions(found, scores, usual, residuals)
 
 
-@functools.partial(parallel.compiled, static=(0,))
-def _score(objective, variables, x):
-    return objective.score(variables, x)
-
-
-@functools.partial(parallel.compiled, static=(0,))
-def _slopes(objective, variables, x, references, t):
+@functools.lru_cache(maxsize=16)
+def _slopes(objective, shape):
     """Mean over references of the gradient at a point of the way, times its length."""
-    way = x[:, None] - references
-    at = (references + t * way).reshape(-1, *x.shape[1:])
-    slopes = jax.grad(lambda rows: jnp.sum(objective.score(variables, rows)))(at)
-    return jnp.mean(slopes.reshape(way.shape) * way, axis=1)
+
+    def function(variables, x, references, t):
+        way = x[:, None] - references
+        at = (references + t * way).reshape(-1, *shape)
+        slopes = jax.grad(lambda rows: jnp.sum(objective.score(variables, rows)))(at)
+        return jnp.mean(slopes.reshape(way.shape) * way, axis=1)
+
+    conv = epochs.is_convolutional(objective, shape)
+    options = fast_cpu.compiler_options() if conv else None
+    return parallel.one().compile(function, options=options)
 
 
 def _pieces(rows, size):
@@ -155,10 +154,7 @@ def permutations(
 
 def _scored(score, x, references):
     """Scores, the usual one, and what differences are measured by."""
-    usual = np.asarray(score(references), np.float64)
-    step = max(1, _NUMBERS // max(1, references[0].size))
-    parts = [score(x[first : first + step]) for first in range(0, len(x), step)]
-    scores = np.concatenate([np.asarray(part, np.float64) for part in parts])
+    usual, scores = (np.asarray(score(rows), np.float64) for rows in (references, x))
     scale = np.maximum(np.abs(scores - usual.mean()), usual.std())
     return scores, float(usual.mean()), np.maximum(scale, 1e-12)
 

@@ -210,7 +210,7 @@ def rebuilt(
     folds = [models.rebuilt(leaves[at:], content, own) for at, content in mine["folds"]]
     kept = None
     if at := mine.get("examples"):
-        kept = kept_examples.Examples(*map(np.asarray, leaves[at : at + 3]))
+        kept = kept_examples.Examples(*map(np.asarray, leaves[at : at + 4]))
     return Calibrated(
         models.rebuilt(leaves, meta, own),
         scores,

@@ -3,6 +3,9 @@
     deepsad fit parts.csv --label=status --anomaly=broken --normal=ok --model=pump
     deepsad score pump new.csv -o scored.csv
     deepsad evaluate pump labelled.csv
+    deepsad explain pump new.csv
+    deepsad suggest pump new.csv -o label.html
+    deepsad fit new.csv --labels=labels.csv --from=pump --model=pump2
     deepsad info pump
 
 Tables are CSV of any kind, or Parquet; images lie in a folder with folders normal,
@@ -27,7 +30,19 @@ METHODS = (
     *("deep_sad", "deep_svdd", "autoencoder", "vae", "m2", "m1_m2", "supervised"),
     *("ssad", "kde"),
 )
-_WRITES = {"fit": "model", "score": "output"}
+# What a model that goes on from another one has from that.
+_OF_MODEL = (
+    *("ignore", "false_alarm_rate", "calibration", "evaluate", "method"),
+    *("scaling", "seed"),
+)
+_WRITES = {"fit": "model", **dict.fromkeys(("score", "explain", "suggest"), "output")}
+_MODULES = {
+    **dict.fromkeys(("fit", "info"), "fitting"),
+    **dict.fromkeys(("score", "evaluate"), "scoring"),
+    **dict.fromkeys(("explain", "suggest"), "asking"),
+}
+# Those of `suggestions`, which takes a while to import.
+STRATEGIES = ("mixture", "anomalous", "uncertain", "diverse")
 _TAB = " " * 6
 _HELP = {"--help", "-help", "-h", "--helpshort", "--helpfull"}
 
@@ -111,6 +126,15 @@ def _fit_flags() -> flags.FlagValues:
         "Whether to fit again for an evaluation on the labeled rows.",
         flag_values=values,
     )
+    flags.DEFINE_string(
+        "from",
+        None,
+        "Model to go on from, on the file of which `deepsad suggest` has picked rows.",
+        flag_values=values,
+    )
+    flags.DEFINE_string(
+        "labels", None, "What an expert has said of these rows.", flag_values=values
+    )
     flags.DEFINE_enum("method", METHODS[0], METHODS, "How.", flag_values=values)
     flags.DEFINE_enum(
         "scaling",
@@ -144,6 +168,38 @@ def _score_flags() -> flags.FlagValues:
     return values
 
 
+def _page_flags(shows: str) -> flags.FlagValues:
+    values = flags.FlagValues()
+    flags.DEFINE_string(
+        "output", None, f"New page (.html) {shows}.", short_name="o", flag_values=values
+    )
+    _of_labels(values, " That of the fit by default.")
+    _of_files(values, "that of the fit")
+    return values
+
+
+def _explain_flags() -> flags.FlagValues:
+    values = _page_flags("that shows the same, with the nearest known rows")
+    flags.DEFINE_integer(
+        "top", 20, "How many of the most anomalous rows.", 1, flag_values=values
+    )
+    return values
+
+
+def _suggest_flags() -> flags.FlagValues:
+    values = _page_flags("on which an expert labels them, and saves labels.csv")
+    flags.DEFINE_integer("number", 20, "How many rows.", 1, flag_values=values)
+    flags.DEFINE_enum(
+        "strategy",
+        STRATEGIES[0],
+        STRATEGIES,
+        "The most anomalous rows; those around the threshold; those that are unlike "
+        "each other; or a mixture.",
+        flag_values=values,
+    )
+    return values
+
+
 def _evaluate_flags() -> flags.FlagValues:
     values = flags.FlagValues()
     _of_labels(values, " That of the fit by default.")
@@ -157,6 +213,12 @@ COMMANDS = {
     "score": Command("MODEL FILE", "Scores new rows.", 2, _score_flags()),
     "evaluate": Command(
         "MODEL FILE", "Says how good a model is on labeled rows.", 2, _evaluate_flags()
+    ),
+    "explain": Command(
+        "MODEL FILE", "Says why rows are anomalous.", 2, _explain_flags()
+    ),
+    "suggest": Command(
+        "MODEL FILE", "Picks the rows to label next.", 2, _suggest_flags()
     ),
     "info": Command("MODEL", "Says what a model is.", 1, flags.FlagValues()),
 }
@@ -189,7 +251,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         _check_files(name, given, values)
         _prepare(name)
-        _function(name)(*given, values)
+        _function(name, values)(*given, values)
         sys.stdout.flush()
     except BrokenPipeError:  # who reads our output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -201,8 +263,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         console.fail(error, sentence, trace=trace)
 
 
-def _function(name: str) -> Callable[..., None]:
-    module = "scoring" if name in ("score", "evaluate") else "fitting"
+def _function(name: str, values: flags.FlagValues) -> Callable[..., None]:
+    module = _MODULES[name]
+    if name == "fit" and values["from"].value:
+        module = "continuing"
     return getattr(importlib.import_module(f"deepsad_jax.{module}"), name)
 
 
@@ -259,6 +323,13 @@ def _check(values: flags.FlagValues) -> None:
         return
     if not values["model"].value:
         raise ValueError("--model is missing: the name of a new folder")
+    if bool(values["labels"].value) != bool(values["from"].value):
+        raise ValueError("--labels and --from belong together: answers, and who asked")
+    if values["from"].value:
+        for flag in _OF_MODEL:
+            if values[flag].present:
+                raise ValueError(f"--{flag} is that of the model of --from; leave it out")
+        return
     label, meant = values["label"].value, values["anomaly"].value
     meant = meant or values["normal"].value
     if meant and label is None:
@@ -281,12 +352,15 @@ def _check(values: flags.FlagValues) -> None:
 def _check_files(name: str, given: list[str], values: flags.FlagValues) -> None:
     """Raises OSError for what is not there, or is there already."""
     *model, file = given if name != "info" else [*given, "-"]
+    if name == "fit" and values["from"].value:
+        model = [values["from"].value]
     if model and not os.path.isdir(model[0]):
         raise FileNotFoundError(f"there is no model {model[0]}")
-    if file != "-" and not os.path.exists(file):
-        raise FileNotFoundError(f"there is no file {file}")
+    for file in (file, values["labels"].value if "labels" in values else None):
+        if file not in ("-", None) and not os.path.exists(file):
+            raise FileNotFoundError(f"there is no file {file}")
     new = values[_WRITES[name]].value if name in _WRITES else "-"
-    if new == "-":
+    if new in ("-", None):
         return
     writing.check_new(new)
     above = os.path.dirname(os.path.abspath(new))

@@ -1,5 +1,6 @@
 """The few training rows that travel with a model, to which others are compared."""
 
+import hashlib
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,11 +20,14 @@ class Examples(NamedTuple):
         semi_targets: +1 known normal, -1 known anomaly, 0 unlabeled, but with a usual
             score; `[n]` int8.
         rows: their numbers among those of the fit, `[n]` int64.
+        held: `fingerprints` of the rows that calibrate, which a model that goes on from
+            this one must not learn, either; `[m]` uint64.
     """
 
     x: np.ndarray
     semi_targets: np.ndarray
     rows: np.ndarray
+    held: np.ndarray
 
     @property
     def normal(self) -> np.ndarray:
@@ -31,7 +35,9 @@ class Examples(NamedTuple):
         return self.semi_targets >= 0
 
 
-def choose(model: models.Model, x: Any, targets: np.ndarray, seed: int) -> Examples:
+def choose(
+    model: models.Model, x: Any, targets: np.ndarray, seed: int, held: np.ndarray
+) -> Examples:
     """Known anomalies, known normal rows, and unlabeled ones as far as these are few.
 
     Args:
@@ -39,6 +45,7 @@ def choose(model: models.Model, x: Any, targets: np.ndarray, seed: int) -> Examp
         x: raw rows, of a table or an array.
         targets: +1, 0 or -1 for each.
         seed: of the choice among more than are kept.
+        held: numbers of the rows that calibrate.
     """
     x = np.asarray(model.preprocessing.encoded(x))
     most = int(np.clip(_BYTES // max(1, x[0].nbytes), 1, MOST))
@@ -54,4 +61,20 @@ def choose(model: models.Model, x: Any, targets: np.ndarray, seed: int) -> Examp
         scores = models.score(model, x[others])
         others = others[scores <= np.quantile(scores, _USUAL)][: most - len(normal)]
     rows = np.concatenate([normal, others, anomalies])
-    return Examples(x[rows], targets[rows].astype(np.int8), rows.astype(np.int64))
+    texts = fingerprints(model, x[held])
+    return Examples(x[rows], targets[rows].astype(np.int8), rows.astype(int), texts)
+
+
+def fingerprints(model: models.Model, x: Any) -> np.ndarray:
+    """A number for each row, the same for rows that are equal for the model.
+
+    Args:
+        model: it.
+        x: raw rows.
+
+    Returns:
+        `[n]` uint64.
+    """
+    x = np.ascontiguousarray(model.preprocessing.encoded(x)) + 0
+    found = b"".join(hashlib.blake2b(row.tobytes(), digest_size=8).digest() for row in x)
+    return np.frombuffer(found, ">u8").astype(np.uint64)

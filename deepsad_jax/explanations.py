@@ -25,9 +25,10 @@ from deepsad_jax import (
     objectives,
     training,
 )
+from deepsad_jax import model as models
 from deepsad_jax import preprocessing as preprocessings
 
-_REFERENCES = 16
+_REFERENCES = 8
 # Sums of gradients that lack more than this share are of a score with jumps.
 _JUMPS = 0.05
 
@@ -146,19 +147,15 @@ def explain(made: calibrated.Calibrated, x: Any, *, neighbors: int = 3) -> Expla
         ValueError: if x is not what the model takes, or the model is of version 0.2,
             which kept no rows to compare with.
     """
+    check(made)
     model, kept = made.model, made.examples
-    if kept is None:
-        raise ValueError(
-            "the model was made by a version that kept no rows to compare with, so "
-            "that it cannot be explained; fit it again"
-        )
     scaling = model.preprocessing
     x = scaling.check(scaling.encoded(x), "x", tuple(model.info["shape"]))
-    ready, others = (_prepared(scaling, rows) for rows in (x, kept.x))
+    ready, others = (prepared(scaling, rows) for rows in (x, kept.x))
     shape, groups = _parts(model)
     normal = others[kept.normal]
     found, way = _attributed(model, ready, normal[:_REFERENCES], groups)
-    embedded, known = (_embedded(model, rows) for rows in (ready, others))
+    codes, known = (embedded(model, rows) for rows in (ready, others))
     is_known = kept.semi_targets == 1
     is_normal = is_known if is_known.any() else kept.normal
     return Explanation(
@@ -168,10 +165,19 @@ def explain(made: calibrated.Calibrated, x: Any, *, neighbors: int = 3) -> Expla
         shape,
         _errors(model, ready, groups),
         kept,
-        _nearest(embedded, known, is_normal, neighbors),
-        _nearest(embedded, known, kept.semi_targets == -1, neighbors),
+        _nearest(codes, known, is_normal, neighbors),
+        _nearest(codes, known, kept.semi_targets == -1, neighbors),
         _columns(model),
     )
+
+
+def check(made: calibrated.Calibrated) -> None:
+    """Raises ValueError for a model of version 0.2, which kept no rows."""
+    if made.examples is None:
+        raise ValueError(
+            "the model was made by a version that kept no rows to compare with, so "
+            "that its scores cannot be explained; fit it again"
+        )
 
 
 def _attributed(model, x, references, groups):
@@ -186,7 +192,8 @@ def _attributed(model, x, references, groups):
     return found, "permutations"
 
 
-def _prepared(scaling, x):
+def prepared(scaling: preprocessings.Preprocessing, x: np.ndarray) -> np.ndarray:
+    """Encoded rows as the network reads them, float32."""
     rows = preprocessings.prepared(scaling, x)
     return np.asarray(training.as_float(rows))
 
@@ -222,7 +229,8 @@ def _columns(model):
     return tuple(fields.Numeric(f"column {i}") for i in range(shape[0]))
 
 
-def _embedded(model, rows):
+def embedded(model: models.Model, rows: np.ndarray) -> np.ndarray:
+    """Embeddings of prepared rows, or these, `[n, d]`, where a model has none."""
     if hasattr(model.objective, "embed"):
         return _evaluated(model, "embed", rows)
     return rows.reshape(len(rows), -1)

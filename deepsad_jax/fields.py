@@ -73,7 +73,7 @@ class Column:
         return "missing" if np.isnan(value) else self._shown(value)
 
     def _shown(self, value: float) -> str:
-        return f"{value:.4g}"
+        return f"{value:.0f}" if 1e4 <= abs(value) < 1e15 else f"{value:.4g}"
 
     def usual(self, values: np.ndarray) -> str:
         """What most encoded values are: the most frequent ones, nine tenths of all."""
@@ -81,8 +81,10 @@ class Column:
         order = np.argsort(-counts, kind="stable")
         enough = int(np.argmax(np.cumsum(counts[order]) >= 0.9 * len(values))) + 1
         named = [self.shown(value) for value in found[order[: min(enough, _NAMED)]]]
-        more = f" and {enough - _NAMED} others" if enough > _NAMED else ""
-        return ", ".join(named) + more
+        named = [f"{text!r}" if "," in text else text for text in named]
+        if enough > _NAMED:
+            named.append(f"{enough - _NAMED} more")
+        return " or ".join(filter(None, [", ".join(named[:-1]), named[-1]]))
 
     @property
     def allowed(self) -> str:

@@ -9,7 +9,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from deepsad_jax import calibrated, columns, console, held_out, labels, tables, training
+from deepsad_jax import (
+    calibrated,
+    columns,
+    console,
+    examples,
+    held_out,
+    labels,
+    tables,
+    training,
+)
 from deepsad_jax.data import delimited, folders, frames, parquet
 
 PARQUET = (".parquet", ".pq")
@@ -241,10 +250,7 @@ def fingerprints(made: calibrated.Calibrated, rows: Any) -> list[str]:
         made: the model.
         rows: raw.
     """
-    import hashlib
-
-    x = np.ascontiguousarray(made.model.preprocessing.encoded(rows)) + 0
-    return [hashlib.blake2b(row.tobytes(), digest_size=8).hexdigest() for row in x]
+    return [f"{one:016x}" for one in examples.fingerprints(made.model, rows).tolist()]
 
 
 def described(made: calibrated.Calibrated) -> list[str]:
