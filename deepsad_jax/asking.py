@@ -167,7 +167,9 @@ def _lines(asked, made):
     for i, (row, cells) in enumerate(zip(asked.rows, asked.cells, strict=True)):
         alarm = ", an alarm" if row.is_anomaly else ""
         p = "" if np.isnan(row.p_value) else f", p-value {row.p_value:.2g}"
-        name = f" ({cells['path']})" if "path" in cells and not asked.why.columns else ""
+        name = (
+            f" ({cells['path']})" if "path" in cells and not asked.why.columns else ""
+        )
         yield f"row {row.number}{name}: score {row.score:.4g}{p}{alarm}"
         for reason in asked.why.reasons(i) if asked.why.columns else ():
             share = f"{100 * reason.share:3.0f} %  "

@@ -328,7 +328,9 @@ def _check(values: flags.FlagValues) -> None:
     if values["from"].value:
         for flag in _OF_MODEL:
             if values[flag].present:
-                raise ValueError(f"--{flag} is that of the model of --from; leave it out")
+                raise ValueError(
+                    f"--{flag} is that of the model of --from; leave it out"
+                )
         return
     label, meant = values["label"].value, values["anomaly"].value
     meant = meant or values["normal"].value

@@ -76,5 +76,7 @@ def fingerprints(model: models.Model, x: Any) -> np.ndarray:
         `[n]` uint64.
     """
     x = np.ascontiguousarray(model.preprocessing.encoded(x)) + 0
-    found = b"".join(hashlib.blake2b(row.tobytes(), digest_size=8).digest() for row in x)
+    found = b"".join(
+        hashlib.blake2b(row.tobytes(), digest_size=8).digest() for row in x
+    )
     return np.frombuffer(found, ">u8").astype(np.uint64)

@@ -241,9 +241,7 @@ def _nearest(x, others, chosen, count):
     places = np.flatnonzero(chosen)
     squares = np.stack([np.square(others[places] - row).sum(axis=1) for row in x])
     order = np.argsort(squares, axis=1, kind="stable")[:, :count]
-    return Neighbors(
-        places[order], np.sqrt(np.take_along_axis(squares, order, axis=1))
-    )
+    return Neighbors(places[order], np.sqrt(np.take_along_axis(squares, order, axis=1)))
 
 
 def _errors(model, rows, groups):

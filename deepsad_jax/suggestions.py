@@ -11,7 +11,7 @@ import numpy as np
 
 STRATEGIES = ("mixture", "anomalous", "uncertain", "diverse")
 # Of the mixture: in each four, by which strategy.
-_TURNS = ("anomalous", "uncertain", "anomalous", "diverse")
+_TURNS = ("diverse", "anomalous", "diverse", "uncertain")
 _SPREAD = 5  # times as many of the most anomalous rows are looked at as are wanted
 
 
@@ -33,8 +33,9 @@ def suggest(
         number: how many rows, >= 1.
         strategy: "anomalous", those of the highest scores; "uncertain", those around
             the threshold, as many above as below; "diverse", each as far as can be from
-            all before and from those that are labeled; or "mixture", half of the first
-            kind, chosen such that they are unlike each other, a quarter of the others.
+            all before and from those that are labeled; or "mixture", half of the last
+            kind, a quarter around the threshold, and a quarter of the most anomalous
+            that are unlike each other.
         labeled: which rows an expert has seen, `[n]` bool; they are left out.
 
     Returns:

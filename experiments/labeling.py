@@ -93,7 +93,7 @@ def labels_for(line, goal):
     return NUMBER * (last - 1 + step)
 
 
-def draw(path, means):
+def draw(path, means, title):
     """The mean AUROC over labels, a line for each strategy."""
     import matplotlib
 
@@ -105,7 +105,7 @@ def draw(path, means):
         style = {"color": "gray", "linestyle": "--"} if name == "random" else {}
         style |= {"linewidth": 2.5} if name == suggestions.STRATEGIES[0] else {}
         axes.plot(NUMBER * np.arange(ROUNDS + 1), line, marker="o", label=name, **style)
-    axes.set(xlabel="labels", ylabel="mean AUROC of new rows", title="Labels of an expert")
+    axes.set(xlabel="labels", ylabel="mean AUROC of new rows", title=title)
     axes.grid(alpha=0.3)
     axes.legend()
     figure.savefig(path, dpi=120)
@@ -133,9 +133,11 @@ def main(folder, strategies, seeds, picture, tables):
     print(f"\n{json.dumps(means)}\n")
     goal = means["random"][-1]
     for strategy, line in means.items():
-        print(f"{strategy}: random's last AUROC after {labels_for(line, goal):.0f} labels")
+        print(
+            f"{strategy}: random's last AUROC after {labels_for(line, goal):.0f} labels"
+        )
     if picture:
-        draw(picture, means)
+        draw(picture, means, f"{len(paths)} tables, {seeds} seeds")
 
 
 if __name__ == "__main__":

@@ -77,7 +77,9 @@ def test_random_weights_name_other_columns(deep, why):
         else leaf
         for (path, leaf), key in zip(kinds, keys, strict=True)
     }
-    variables = jax.tree.map_with_path(lambda path, _: drawn[path], made.model.variables)
+    variables = jax.tree.map_with_path(
+        lambda path, _: drawn[path], made.model.variables
+    )
     model = dataclasses.replace(made.model, variables=variables)
     other = explanations.explain(
         dataclasses.replace(made, model=model), rows(100, 100, 1)

@@ -55,7 +55,7 @@ def test_a_mixture_has_some_of_each():
     embeddings[100] = 50  # far, and of a low score
     chosen = suggestions.suggest(scores, 0.7, embeddings, number=8)
     assert 100 in chosen
-    assert (scores[chosen] > 0.95).sum() >= 4
+    assert (scores[chosen] > 0.95).sum() >= 2
     assert (np.abs(scores[chosen] - 0.7) < 0.01).sum() >= 2
 
 
@@ -63,7 +63,10 @@ def test_a_mixture_has_some_of_each():
     "options, said",
     [
         ({"number": 0}, "number is 0; it must be at least 1"),
-        ({"number": 2, "strategy": "best"}, "strategy is 'best'; it must be one of mix"),
+        (
+            {"number": 2, "strategy": "best"},
+            "strategy is 'best'; it must be one of mix",
+        ),
         ({"number": 2, "labeled": [True]}, "8 scores, 8 embeddings and 1 marks"),
     ],
 )
