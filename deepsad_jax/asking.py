@@ -1,4 +1,4 @@
-"""The commands `deepsad explain` and `deepsad suggest`: the rows to look at, and why."""
+"""The commands `deepsad explain` and `deepsad suggest`: rows to look at, and why."""
 
 import textwrap
 from typing import Any, NamedTuple

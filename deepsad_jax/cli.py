@@ -358,9 +358,10 @@ def _check_files(name: str, given: list[str], values: flags.FlagValues) -> None:
         model = [values["from"].value]
     if model and not os.path.isdir(model[0]):
         raise FileNotFoundError(f"there is no model {model[0]}")
-    for file in (file, values["labels"].value if "labels" in values else None):
-        if file not in ("-", None) and not os.path.exists(file):
-            raise FileNotFoundError(f"there is no file {file}")
+    answers = values["labels"].value if "labels" in values else None
+    for needed in (file, answers):
+        if needed not in ("-", None) and not os.path.exists(needed):
+            raise FileNotFoundError(f"there is no file {needed}")
     new = values[_WRITES[name]].value if name in _WRITES else "-"
     if new in ("-", None):
         return

@@ -59,8 +59,9 @@ def fit(source: str, options: Any) -> None:
     fitted, record = _fit(detector, rows, targets, len(x), prints, options.epochs)
     command = made.details.get("command", {})
     asked = [f"{one:016x}" for one in prints[numbers].tolist()]
+    names = (os.path.basename(os.path.normpath(path)) for path in (source, folder))
     command |= {
-        "source": f"{os.path.basename(source)}, going on from {os.path.basename(folder)}",
+        "source": ", going on from ".join(names),
         "counts": list(fitting.Counts.of(targets)),
         "evaluation": ["not made: the model it went on from has seen the labels"],
         "known": sorted({*command.get("known", []), *asked}),

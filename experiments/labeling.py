@@ -3,8 +3,8 @@
     python -m experiments.labeling FOLDER --picture=labeling.png
 
 For each table of the folder (npz files with X and y, 1: anomaly) half of at most 2,000
-rows trains Deep SAD, at first without any label. Then it asks for ten labels, which are
-those of the table, goes on from where it is for some epochs, and asks again, five times.
+rows trains Deep SAD, at first without any label. Then it asks for ten labels, which
+the table gives, goes on from where it is for some epochs, and asks again, five times.
 The AUROC is that of the other half.
 """
 
