@@ -50,6 +50,7 @@ def integrated_gradients(
     x: np.ndarray,
     references: np.ndarray,
     groups: np.ndarray,
+    parts: int,
 ) -> Attributions:
     """Gradients of the score along the straight way from each reference.
 
@@ -63,11 +64,12 @@ def integrated_gradients(
         x: prepared rows, `[n, ...]` float32.
         references: prepared rows of normal examples, `[r, ...]` float32, r >= 1.
         groups: the part to which each feature belongs, `[features]`, from 0 on.
+        parts: how many there are; some may have no feature.
     """
     score = functools.partial(epochs.evaluate, objective, "score", variables)
     scores, usual, scale = _scored(score, x, references)
     slopes_at = _slopes(objective, x.shape[1:])
-    found = np.zeros((len(x), int(groups.max()) + 1))
+    found = np.zeros((len(x), parts))
     residuals, sums, before = np.full(len(x), np.inf), np.zeros_like(found), 0
     for points in _POINTS:
         left = np.flatnonzero(np.abs(residuals) > TOLERANCE)
@@ -77,7 +79,7 @@ def integrated_gradients(
             for i in new:
                 slopes = slopes_at(variables, part, references, (i + 0.5) / points)
                 slopes = np.asarray(slopes, np.float64)[: len(rows)]
-                sums[rows] += grouped(slopes.reshape(len(rows), -1), groups)
+                sums[rows] += grouped(slopes.reshape(len(rows), -1), groups, parts)
         found[left], before = sums[left] / points, points
         residuals = (found.sum(axis=1) - scores + usual) / scale
     return Attributions(found, scores, usual, residuals)
@@ -115,6 +117,7 @@ def permutations(
     x: np.ndarray,
     references: np.ndarray,
     groups: np.ndarray,
+    parts: int,
     *,
     seed: int = 0,
 ) -> Attributions:
@@ -127,13 +130,12 @@ def permutations(
 
     Args:
         score: of prepared rows, `[m, ...] -> [m]`.
-        x, references, groups: as of `integrated_gradients`.
+        x, references, groups, parts: as of `integrated_gradients`.
         seed: of the orders.
     """
     scores, usual, scale = _scored(score, x, references)
-    parts, rng = int(groups.max()) + 1, np.random.default_rng(seed)
+    rng, found = np.random.default_rng(seed), np.zeros((len(x), parts))
     starts = references.reshape(len(references), -1)
-    found = np.zeros((len(x), parts))
     ways = [(i, r) for i in range(len(x)) for r in range(len(starts))]
     step = max(1, _NUMBERS // ((parts + 1) * starts.shape[1]))
     flat, stops = x.reshape(len(x), -1), np.arange(parts + 1)[:, None]
@@ -159,8 +161,8 @@ def _scored(score, x, references):
     return scores, float(usual.mean()), np.maximum(scale, 1e-12)
 
 
-def grouped(values, groups):
+def grouped(values: np.ndarray, groups: np.ndarray, parts: int) -> np.ndarray:
     """Features summed to the parts they belong to, `[n, features] -> [n, parts]`."""
-    result = np.zeros((len(values), int(groups.max()) + 1))
+    result = np.zeros((len(values), parts))
     np.add.at(result, (slice(None), groups), values)
     return result

@@ -153,8 +153,9 @@ def explain(made: calibrated.Calibrated, x: Any, *, neighbors: int = 3) -> Expla
     x = scaling.check(scaling.encoded(x), "x", tuple(model.info["shape"]))
     ready, others = (prepared(scaling, rows) for rows in (x, kept.x))
     shape, groups = _parts(model)
+    parts = groups, int(np.prod(shape))
     normal = others[kept.normal]
-    found, way = _attributed(model, ready, normal[:_REFERENCES], groups)
+    found, way = _attributed(model, ready, normal[:_REFERENCES], parts)
     codes, known = (embedded(model, rows) for rows in (ready, others))
     is_known = kept.semi_targets == 1
     is_normal = is_known if is_known.any() else kept.normal
@@ -163,7 +164,7 @@ def explain(made: calibrated.Calibrated, x: Any, *, neighbors: int = 3) -> Expla
         found,
         way,
         shape,
-        _errors(model, ready, groups),
+        _errors(model, ready, parts),
         kept,
         _nearest(codes, known, is_normal, neighbors),
         _nearest(codes, known, kept.semi_targets == -1, neighbors),
@@ -180,15 +181,15 @@ def check(made: calibrated.Calibrated) -> None:
         )
 
 
-def _attributed(model, x, references, groups):
+def _attributed(model, x, references, parts):
     """Gradients where they add up, else permutations."""
     if hasattr(model.objective, "init"):  # a network
         own = model.objective, model.variables
-        found = attributions.integrated_gradients(*own, x, references, groups)
+        found = attributions.integrated_gradients(*own, x, references, *parts)
         if np.abs(found.residuals).max() <= _JUMPS:
             return found, "integrated gradients"
     score = functools.partial(_evaluated, model, "score")
-    found = attributions.permutations(score, x, references, groups)
+    found = attributions.permutations(score, x, references, *parts)
     return found, "permutations"
 
 
@@ -244,11 +245,11 @@ def _nearest(x, others, chosen, count):
     return Neighbors(places[order], np.sqrt(np.take_along_axis(squares, order, axis=1)))
 
 
-def _errors(model, rows, groups):
+def _errors(model, rows, parts):
     """Squared errors of the autoencoder, summed over the features of each part."""
     base = model.base or model
     if not isinstance(base.objective, objectives.Autoencoder):
         return None
     made = _evaluated(base, "reconstruct", rows)
     errors = np.square(made - rows, dtype=np.float64)
-    return attributions.grouped(errors.reshape(len(rows), -1), groups)
+    return attributions.grouped(errors.reshape(len(rows), -1), *parts)

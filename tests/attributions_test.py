@@ -10,7 +10,7 @@ import pytest
 
 from deepsad_jax import attributions, objectives
 
-ALONE = np.arange(4)
+ALONE = np.arange(4), 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +57,7 @@ def expected(variables, x, references):
 def test_gradients_of_a_quadratic_are_its_closed_form(rows, quadratic):
     x, references = rows
     found = attributions.integrated_gradients(
-        Quadratic(), quadratic, x, references, ALONE
+        Quadratic(), quadratic, x, references, *ALONE
     )
     np.testing.assert_allclose(
         found.values, expected(quadratic, x, references), rtol=1e-4, atol=1e-4
@@ -71,14 +71,14 @@ def test_permutations_of_a_quadratic_are_its_shapley_values(rows, quadratic):
     def score(z):
         return np.asarray(Quadratic().score(quadratic, z))
 
-    found = attributions.permutations(score, x, references, ALONE)
+    found = attributions.permutations(score, x, references, *ALONE)
     np.testing.assert_allclose(
         found.values, expected(quadratic, x, references), rtol=1e-3, atol=1e-3
     )
 
 
-@pytest.mark.parametrize("groups", [ALONE, np.array([0, 1, 1, 0])])
-def test_attributions_of_a_network_add_up(rows, network, groups):
+@pytest.mark.parametrize("parts", [ALONE, (np.array([0, 1, 1, 0]), 3)])
+def test_attributions_of_a_network_add_up(rows, network, parts):
     x, references = rows
     objective, variables = network
     program = jax.jit(objective.score)
@@ -87,12 +87,12 @@ def test_attributions_of_a_network_add_up(rows, network, groups):
         return np.asarray(program(variables, z))
 
     gap = score(x).astype(np.float64) - score(references).mean()
-    found = attributions.integrated_gradients(*network, x, references, groups)
-    assert found.values.shape == (10, groups.max() + 1)
+    found = attributions.integrated_gradients(*network, x, references, *parts)
+    assert found.values.shape == (10, parts[1])
     assert np.abs(found.residuals).max() <= attributions.TOLERANCE
     most = np.maximum(np.abs(gap), np.std(score(references)))
     assert (np.abs(found.values.sum(axis=1) - gap) <= 1e-3 * most).all()
-    by_order = attributions.permutations(score, x, references, groups)
+    by_order = attributions.permutations(score, x, references, *parts)
     np.testing.assert_allclose(by_order.values.sum(axis=1), gap, rtol=1e-4, atol=1e-5)
 
 
@@ -102,18 +102,18 @@ def test_a_score_with_jumps_is_known_by_its_residuals(rows):
         def score(self, variables, x):
             return jnp.sum(x > 0, axis=1).astype(jnp.float32)
 
-    found = attributions.integrated_gradients(Steps(), {}, *rows, ALONE)
+    found = attributions.integrated_gradients(Steps(), {}, *rows, *ALONE)
     assert np.abs(found.residuals).max() > 0.5
-    found = attributions.permutations(lambda z: (z > 0).sum(axis=1), *rows, ALONE)
+    found = attributions.permutations(lambda z: (z > 0).sum(axis=1), *rows, *ALONE)
     # Each column acts alone, so that its part is known.
     alone = (rows[0] > 0) - (rows[1] > 0).mean(axis=0)
     np.testing.assert_allclose(found.values, alone, atol=1e-12)
 
 
 def test_rows_of_an_uneven_number_are_those_one_by_one(rows, network):
-    together = attributions.integrated_gradients(*network, *rows, ALONE).values
+    together = attributions.integrated_gradients(*network, *rows, *ALONE).values
     alone = [
-        attributions.integrated_gradients(*network, x[None], rows[1], ALONE).values[0]
+        attributions.integrated_gradients(*network, x[None], rows[1], *ALONE).values[0]
         for x in rows[0][:3]
     ]
     np.testing.assert_allclose(together[:3], alone, rtol=1e-4, atol=1e-5)

@@ -63,14 +63,14 @@ def areas(x, y, seed=0, most=100):
     )
     new = new[score(new) > np.median(score(normal))][:most]
     references, judges = normal[:8], normal[8:24]
-    columns, rng = np.arange(new.shape[1]), np.random.default_rng(seed)
+    rng, parts = np.random.default_rng(seed), (np.arange(new.shape[1]), new.shape[1])
     own = model.objective, model.variables
     found = {
         "integrated gradients": attributions.integrated_gradients(
-            *own, new, references, columns
+            *own, new, references, *parts
         ).values,
         "permutations": attributions.permutations(
-            score, new, references, columns
+            score, new, references, *parts
         ).values,
         "gradient times input": new
         * jax.grad(lambda z: jnp.sum(model.objective.score(model.variables, z)))(new),
