@@ -4,6 +4,7 @@
     deepsad score pump new.csv -o scored.csv
     deepsad evaluate pump labelled.csv
     deepsad info pump
+    deepsad report pump
 
 Tables are CSV of any kind, or Parquet; images lie in a folder with folders normal,
 anomaly and unlabeled. "-" is the standard input or output. Nothing is overwritten.
@@ -28,6 +29,7 @@ METHODS = (
     *("ssad", "kde"),
 )
 _WRITES = {"fit": "model", "score": "output"}
+_PLACES = {"score": "scoring", "evaluate": "scoring", "report": "report.folders"}
 _TAB = " " * 6
 _HELP = {"--help", "-help", "-h", "--helpshort", "--helpfull"}
 
@@ -152,6 +154,18 @@ def _evaluate_flags() -> flags.FlagValues:
     return values
 
 
+def _report_flags() -> flags.FlagValues:
+    values = flags.FlagValues()
+    flags.DEFINE_string(
+        "output",
+        None,
+        "New file to write; report.html in the folder by default.",
+        short_name="o",
+        flag_values=values,
+    )
+    return values
+
+
 COMMANDS = {
     "fit": Command("FILE --model=MODEL", "Trains a model.", 1, _fit_flags()),
     "score": Command("MODEL FILE", "Scores new rows.", 2, _score_flags()),
@@ -159,6 +173,9 @@ COMMANDS = {
         "MODEL FILE", "Says how good a model is on labeled rows.", 2, _evaluate_flags()
     ),
     "info": Command("MODEL", "Says what a model is.", 1, flags.FlagValues()),
+    "report": Command(
+        "FOLDER", "Writes a page about a model, a run or many.", 1, _report_flags()
+    ),
 }
 for _command in COMMANDS.values():
     _command.flags["verbosity"] = flags.FLAGS["verbosity"]
@@ -202,8 +219,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _function(name: str) -> Callable[..., None]:
-    module = "scoring" if name in ("score", "evaluate") else "fitting"
-    return getattr(importlib.import_module(f"deepsad_jax.{module}"), name)
+    module = importlib.import_module(f"deepsad_jax.{_PLACES.get(name, 'fitting')}")
+    return getattr(module, name)
 
 
 def _prepare(name: str) -> None:
@@ -280,9 +297,10 @@ def _check(values: flags.FlagValues) -> None:
 
 def _check_files(name: str, given: list[str], values: flags.FlagValues) -> None:
     """Raises OSError for what is not there, or is there already."""
-    *model, file = given if name != "info" else [*given, "-"]
+    *model, file = given if name not in ("info", "report") else [*given, "-"]
     if model and not os.path.isdir(model[0]):
-        raise FileNotFoundError(f"there is no model {model[0]}")
+        what = "folder" if name == "report" else "model"
+        raise FileNotFoundError(f"there is no {what} {model[0]}")
     if file != "-" and not os.path.exists(file):
         raise FileNotFoundError(f"there is no file {file}")
     new = values[_WRITES[name]].value if name in _WRITES else "-"

@@ -25,6 +25,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from configs import default
+from deepsad_jax import evaluation
 from experiments import (
     build,
     comparison,
@@ -127,7 +128,7 @@ def _tested(columns) -> dict[str, Any]:
             if name != "deep_sad"
         }
     if tables > 1 and len(columns) > 1:
-        ranks, difference = comparison.average_ranks(columns)
+        ranks, difference = evaluation.average_ranks(columns)
     return {
         "means": means,
         "p_value_against_deep_sad": tests,
