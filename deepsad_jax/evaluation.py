@@ -26,6 +26,9 @@ class Evaluation(NamedTuple):
         normals, false_alarms: number of other rows, and of alarms among them.
         against: what the other rows are, "known normal" or "unlabeled".
         false_alarm_rate: that the threshold was made for.
+        margins: of the other rows and of the known anomalies, how far above the
+            threshold their scores are, in ways from the median of held-out rows to the
+            threshold, which makes those of several models comparable; empty if unknown.
     """
 
     auroc: float
@@ -37,6 +40,7 @@ class Evaluation(NamedTuple):
     false_alarms: int
     against: str = "known normal"
     false_alarm_rate: float = 0.05
+    margins: tuple[Sequence[float], Sequence[float]] = ((), ())
 
     def sentences(self) -> list[str]:
         """All of it in words; small numbers are called small."""

@@ -152,17 +152,28 @@ def evaluate(
     folds = [np.concatenate(pair) for pair in zip(*parts, strict=True)]
     without = [np.concatenate([held, fold]) for fold in folds]
     fitted = _refits(settings, rows, targets, without, observe)
-    found, rate = [], settings.false_alarm_rate
+    found, margins, rate = [], [], settings.false_alarm_rate
     for (one, _), fold in zip(fitted, folds, strict=True):
         scores = _scores(one, chosen(rows, fold))
+        others_held = _scores(one, chosen(rows, held))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # an infinite threshold: no alarms
-            limit = decisions.threshold(
-                _scores(one, chosen(rows, held)), false_alarm_rate=rate
-            )
-        found.append((scores, targets[fold] == -1, scores > limit))
+            limit = decisions.threshold(others_held, false_alarm_rate=rate)
+        is_anomaly = targets[fold] == -1
+        found.append((scores, is_anomaly, scores > limit))
+        margins.append(_margins(scores, is_anomaly, limit, np.median(others_held)))
     against = "known normal" if kind else "unlabeled"
-    return evaluation.measured(found, against, rate)
+    measured = evaluation.measured(found, against, rate)
+    by_kind = [np.concatenate(parts) for parts in zip(*margins, strict=True)]
+    return measured._replace(margins=(by_kind[0], by_kind[1]))
+
+
+def _margins(scores, is_anomaly, limit, middle):
+    """See `evaluation.Evaluation`; nothing where there is no threshold."""
+    if not middle < limit < np.inf:
+        return np.zeros(0), np.zeros(0)
+    margins = (scores.astype(np.float64) - limit) / (limit - middle)
+    return margins[~is_anomaly], margins[is_anomaly]
 
 
 def chosen(rows: Any, indices: np.ndarray) -> Any:

@@ -26,6 +26,7 @@ from ml_collections import config_flags
 
 from configs import default
 from deepsad_jax import evaluation
+from deepsad_jax.report import folders
 from experiments import (
     build,
     comparison,
@@ -267,6 +268,7 @@ def main(config: Config) -> None:
                 )
                 name = f"ranks-{one['metric']}-{one['percent']}.png"
                 figures.save(target / name, drawing)
+        folders.write(target)
     print(as_markdown(summary))
     print(f"\nwritten to {target}")
 

@@ -1,5 +1,6 @@
 """What a run leaves behind: figures in results.json, scores, pictures, a summary."""
 
+import dataclasses
 import importlib.metadata
 import pathlib
 import platform
@@ -9,8 +10,17 @@ import jax
 import numpy as np
 
 import deepsad_jax
-from deepsad_jax import methods, metrics, model, networks, selection, writing
+from deepsad_jax import (
+    methods,
+    metrics,
+    model,
+    networks,
+    selection,
+    training,
+    writing,
+)
 from deepsad_jax.detectors import hybrid
+from deepsad_jax.report import cautions, examples, folders
 from experiments import build, session, workdir
 from experiments import figures as plots
 
@@ -43,21 +53,33 @@ class Outcome(NamedTuple):
 
 
 def outcome(
-    made: build.Experiment, fitted: model.Model, record: methods.Record
+    made: build.Experiment,
+    fitted: model.Model,
+    record: methods.Record,
+    *,
+    doubt: bool = True,
 ) -> Outcome:
-    """Scores the test set, and says how well."""
+    """Scores the test set, and says how well.
+
+    Args:
+        made, fitted, record: what was run.
+        doubt: whether to look for what the page of a run warns of, too: how good the
+            network is untrained, and columns that drift.
+    """
     plan = made.plan
     x, labels = made.problem.x_test, made.problem.labels_test
     scores = model.score(fitted, x, plan=plan)
-    references = {
-        name: model.score(base, x, plan=plan)
-        for name, base in _bases(made, fitted).items()
-    }
+    bases = _bases(made, fitted)
+    if doubt and (untrained := _untrained(made)) is not None:
+        bases["untrained"] = untrained
+    references = {name: model.score(b, x, plan=plan) for name, b in bases.items()}
     tested = np.ones(len(x), bool)
     config = made.config
     if config.selection == "test_auc" and not config.selection_in_test:
         tested[selection.selection_rows(labels, config.seed)] = False
     figures = _figures(made, record, scores, references, tested)
+    if doubt and x.ndim == 2:
+        figures["drift"] = _drift(made.problem)
     return Outcome(fitted, scores, references, record.history, tested, figures)
 
 
@@ -69,6 +91,27 @@ def _bases(made, fitted) -> dict[str, model.Model]:
     if made.config.hybrid and (linear := hybrid.linear(fitted)) is not None:
         found["linear"] = linear
     return found
+
+
+def _untrained(made) -> model.Model | None:
+    """What the networks are worth without any training, if there is any."""
+    options = made.options
+    stages = {
+        field.name: dataclasses.replace(stage, epochs=0)
+        for field in dataclasses.fields(options)
+        if isinstance(stage := getattr(options, field.name), training.Stage)
+    }
+    if not stages or made.config.load_model or made.config.hybrid:
+        return None
+    options = dataclasses.replace(options, **stages)
+    return options.fit_many([made.run], plan=made.plan)[0][0]
+
+
+def _drift(problem) -> list[tuple[str, float]]:
+    """Columns in which normal test rows are not like the training rows."""
+    train = problem.x_train[problem.indices][problem.semi_targets >= 0]
+    found = cautions.drift(train, problem.x_test[problem.labels_test == 0])
+    return [(examples.column_name(i), distance) for i, distance in found]
 
 
 def _figures(made, record, scores, references, tested) -> dict[str, Any]:
@@ -132,7 +175,7 @@ def finish(
     draw: bool = True,
 ) -> dict[str, Any]:
     """Scores, and writes all that a sweep leaves of a run; returns its figures."""
-    found = outcome(made, *fitted)
+    found = outcome(made, *fitted, doubt=draw)
     with writing.atomic(folder / "metrics.jsonl") as file:
         for stage, history in found.history.items():
             epochs = len(next(iter(history.values()), ()))
@@ -145,24 +188,33 @@ def finish(
 def write(
     folder: pathlib.Path, made: build.Experiment, found: Outcome, *, draw: bool = True
 ) -> None:
-    """Writes scores, model and pictures; results.json, which says finished, at last.
+    """Writes scores, model and pictures; then results.json, which says finished.
 
     Args:
         folder: the working directory.
         made, found: what was run and found.
-        draw: whether to draw the pictures.
+        draw: whether to draw the pictures, and to write the page.
     """
+    labels = made.problem.labels_test
     workdir.write_arrays(
         folder / "scores.npz",
         index=made.problem.index_test,
-        label=made.problem.labels_test,
+        label=labels,
         score=found.scores,
+        tested=found.tested,
+        **{f"reference_{name}": s for name, s in found.references.items()},
     )
     workdir.save_model(folder / "model", found.model)
     drawings = pictures(made.problem, found) if draw else {}
     for name, figure in drawings.items():
         plots.save(folder / f"{name}.png", figure)
+    if draw:
+        places = folders.groups(found.scores, labels, found.tested).values()
+        kept = examples.kept(made.problem.x_test, np.concatenate([*places]))
+        examples.save(folder / folders.EXAMPLES, kept)
     workdir.write_json(folder / workdir.RESULTS, found.figures)
+    if draw:  # by what the folder holds, as `deepsad report` would
+        folders.write(folder)
 
 
 def summary(figures: dict[str, Any], folder: pathlib.Path) -> str:

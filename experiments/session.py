@@ -198,11 +198,11 @@ def warm_imports(draw: bool = True) -> None:
     would find modules half imported. What cannot be imported fails where it is used.
 
     Args:
-        draw: whether there will be pictures.
+        draw: whether there will be pictures and a page.
     """
     names = ["orbax.checkpoint", "sklearn.metrics"]
     if draw:
-        names += ["matplotlib.figure", "matplotlib.backends.backend_agg"]
+        names += ["matplotlib.figure", "matplotlib.backends.backend_agg", "jinja2"]
     is_over = threading.Event()
 
     def work():

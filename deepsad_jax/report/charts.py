@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 WIDTH, HEIGHT = 440, 270
-_LEFT, _RIGHT, _TOP, _BOTTOM = 54, 14, 10, 44
+_LEFT, _RIGHT, _TOP, _BOTTOM = 64, 22, 10, 44
 _MOST = 600  # points of a line; more are not seen
 
 

@@ -93,8 +93,13 @@ def kept(
     if is_images(found.shape):
         found = np.stack([_small(image) for image in _bytes(found)])
     if found.ndim == 2 and columns is None:
-        columns = [f"column {i + 1}" for i in range(found.shape[1])]
+        columns = [column_name(i) for i in range(found.shape[1])]
     return Kept(places, found, list(columns or ()))
+
+
+def column_name(i: int) -> str:
+    """What a column without a name is called."""
+    return f"column {i}"
 
 
 def save(path: str | os.PathLike, content: Kept) -> None:

@@ -31,6 +31,8 @@ class Fit(NamedTuple):
         kinds: what these two are called.
         history: for each stage, metrics of each epoch.
         figures: (name, value, what it means) beside those of the scores.
+        area: the area under the ROC curve and its interval, if they are not those of
+            the scores.
         threshold: above which it raises an alarm, if it has one.
         references: scores of what it is compared with, by name.
         examples: what `examples.shown` gives.
@@ -45,6 +47,7 @@ class Fit(NamedTuple):
     kinds: tuple[str, str] = ("normal", "anomalous")
     history: Mapping[str, Mapping[str, np.ndarray]] = {}  # noqa: RUF012 (never changed)
     figures: Sequence[tuple[str, str, str]] = ()
+    area: tuple[float, float, float] | None = None
     threshold: float | None = None
     references: Mapping[str, np.ndarray] = {}  # noqa: RUF012
     examples: Mapping[str, Sequence[Any]] = {}  # noqa: RUF012
@@ -90,6 +93,8 @@ def usual_threshold(scores: np.ndarray, labels: np.ndarray) -> float:
 
 def auroc(fit: Fit) -> tuple[float, float, float] | None:
     """The area under the ROC curve and its interval of 95 %; None of one kind."""
+    if fit.area is not None:
+        return fit.area
     area = metrics.auroc(fit.labels, fit.scores)
     if math.isnan(area):
         return None

@@ -42,7 +42,7 @@ def report(folder: str, options: Any) -> None:
     path = pathlib.Path(options.output or os.path.join(folder, NAME))
     writing.check_new(path)
     text = page_of(pathlib.Path(folder), path.absolute().parent)
-    _write(path, text, replace=False)
+    put(path, text, replace=False)
     print(f"written to {path}")
 
 
@@ -57,10 +57,11 @@ def write(folder: str | os.PathLike, **more: Any) -> None:
         ValueError, OSError: as `report`.
     """
     folder = pathlib.Path(folder)
-    _write(folder / NAME, page_of(folder, **more))
+    put(folder / NAME, page_of(folder, **more))
 
 
-def _write(path: pathlib.Path, text: str, replace: bool = True) -> None:
+def put(path: pathlib.Path, text: str, replace: bool = True) -> None:
+    """Writes a page, whole or not at all."""
     with writing.atomic(path, replace=replace) as file:
         file.write(text.encode())
 
@@ -113,12 +114,9 @@ def _run(folder, reasons) -> fits.Fit:
         for key in arrays
         if (name := key.removeprefix("reference_")) != key
     }
-    own, true = scores[tested], labels[tested]
-    groups = examples.picked(own, fits.usual_threshold(own, true))
-    places = np.flatnonzero(tested)
     looks = [("normal", "normal"), ("anomalous", "anomaly")]
     shown = examples.shown(
-        {title: places[group] for title, group in groups.items()},
+        groups(scores, labels, tested),
         examples.load(folder / EXAMPLES),
         scores,
         [looks[int(label)] for label in labels],
@@ -129,8 +127,8 @@ def _run(folder, reasons) -> fits.Fit:
         title=f"{results['method']} on {_stem(results['data'])}, seed {results['seed']}",
         sentences=_sentences(results),
         cautions=[],
-        scores=own,
-        labels=true,
+        scores=scores[tested],
+        labels=labels[tested],
         history=_history(folder / "metrics.jsonl"),
         figures=_times(results),
         references=references,
@@ -138,6 +136,21 @@ def _run(folder, reasons) -> fits.Fit:
         details=_details(results, folder),
     )
     return made._replace(cautions=_doubts(results, made))
+
+
+def groups(
+    scores: np.ndarray, labels: np.ndarray, tested: np.ndarray
+) -> dict[str, np.ndarray]:
+    """The examples that the page of a run shows, as places in the test set, by title.
+
+    Args:
+        scores, labels: of the test set, `[n]`; 1 is an anomaly.
+        tested: which count, `[n]` bool.
+    """
+    threshold = fits.usual_threshold(scores[tested], labels[tested])
+    places = np.flatnonzero(tested)
+    picked = examples.picked(scores[tested], threshold)
+    return {title: places[group] for title, group in picked.items()}
 
 
 def _doubts(results, made) -> list[str]:
@@ -215,13 +228,10 @@ def _times(results) -> list[tuple[str, str, str]]:
 
 
 def _details(results, folder) -> list[tuple[str, str]]:
-    found = [("folder", str(folder.absolute().name))]
-    for name in ("device", "versions", "selection"):
-        if results.get(name):
-            found.append((name, many.plain(results[name])))
+    found = {name: results.get(name) for name in ("device", "versions", "selection")}
     if (folder / "config.json").exists():
-        found += [(n, many.plain(v)) for n, v in _json(folder / "config.json").items()]
-    return found
+        found = {**_json(folder / "config.json"), **found}
+    return many.described(found)
 
 
 def _stem(name: str) -> str:
@@ -246,8 +256,8 @@ def _sweep(folder, base) -> many.Many:
             known = mean is not None
             line.append(many.spread(100 * mean, 100 * std) if known else many.Cell(""))
         lines.append([*line, picture])
-    columns = ["method", "setting", "runs *"]
-    columns += [*(f"{label}, % *" for label, _ in _SWEEP), ""]
+    columns = ["method", "setting", "runs"]
+    columns += [*(f"{label}, %" for label, _ in _SWEEP), "AUROC"]
     data = _stem(str(config.get("data", {}).get("name", "")))
     return many.Many(
         title=f"Sweep of {', '.join(methods)}" + f" on {data}" * bool(data),
@@ -273,7 +283,7 @@ def _sweep(folder, base) -> many.Many:
                 if "-all-" not in row["setting"]  # the mean of others
             ),
         ),
-        details=[(n, many.plain(v)) for n, v in config.items()],
+        details=many.described(config),
     )
 
 
@@ -306,7 +316,7 @@ def _comparison(folder, base) -> many.Many:
         figures=[many.best(_of_auroc(rows), "mean", "std")],
         tables=[*_summaries(summary), _cells(rows), many.runs(base, folder, results)],
         ranks=ranks,
-        details=[(n, many.plain(v)) for n, v in about.items()],
+        details=many.described(about),
     )
 
 
@@ -329,8 +339,8 @@ def _summaries(summary) -> list[many.Table]:
             cells += [many.Cell(method), many.number(mean, ".1f")]
             cells += [many.number(one["average_ranks"].get(method), ".2f")]
             lines.append([*cells, many.number(p, ".2g")])
-    columns = ["metric", "labeled, % *", "method", "mean, % *", "average rank *"]
-    columns.append("p against deep_sad *")
+    columns = ["metric", "labeled, %", "method", "mean, %", "average rank"]
+    columns.append("p against deep_sad")
     note = "p is of Wilcoxon's signed ranks over the tables."
     return [many.Table("Means over the tables", columns, lines, note)] if lines else []
 
@@ -353,8 +363,8 @@ def _cells(rows) -> many.Table:
                 picture,
             ]
         )
-    columns = ["data", "method", "setting", "runs *", "ours, % *", "published, % *"]
-    columns += ["difference *", "p *", "verdict", "note", ""]
+    columns = ["data", "method", "setting", "runs", "ours, %", "published, %"]
+    columns += ["difference", "p", "verdict", "note", "ours"]
     note = (
         "Mean ± standard deviation over the runs; p is of Welch's test of both means."
     )

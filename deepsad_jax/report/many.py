@@ -37,7 +37,7 @@ class Table(NamedTuple):
 
     Attributes:
         title: its name.
-        columns: names; a trailing " *" is not shown and marks numbers.
+        columns: their names.
         rows: of cells.
         note: a sentence below.
     """
@@ -100,10 +100,7 @@ def runs(
         folder: that the runs are in.
         results: content of results.json by folder of a run.
     """
-    columns = [
-        *("run", "method", "data", "seed *", "AUROC, % *", "average precision, % *"),
-        "seconds *",
-    ]
+    columns = ["run", "method", "seed", "AUROC, %", "average precision, %", "seconds"]
     rows = []
     for place, found in list(results.items())[:_MOST]:
         name = place.relative_to(folder).as_posix()
@@ -117,7 +114,6 @@ def runs(
             [
                 Cell(name, link=link),
                 Cell(str(found.get("method", ""))),
-                Cell(pathlib.PurePath(str(found.get("data", ""))).stem),
                 number(found.get("seed"), "d"),
                 number(found.get("auroc"), ".2f", 100),
                 number(found.get("average_precision"), ".2f", 100),
@@ -266,6 +262,12 @@ def best(
     where = ", ".join(str(top[n]) for n in ("method", "data", "setting") if top.get(n))
     more = "" if top[std] is None else f", standard deviation {factor * top[std]:.1f}"
     return "Highest mean AUROC", value, f"{where}{more}; {int(top['runs'])} runs"
+
+
+def described(content: dict[str, Any]) -> list[tuple[str, str]]:
+    """The fields of a config or the like, without those that hold nothing."""
+    pairs = [(name, plain(value)) for name, value in content.items()]
+    return [(name, text) for name, text in pairs if text not in ("", "none")]
 
 
 def plain(value: Any) -> str:
