@@ -26,9 +26,8 @@ class Evaluation(NamedTuple):
         normals, false_alarms: number of other rows, and of alarms among them.
         against: what the other rows are, "known normal" or "unlabeled".
         false_alarm_rate: that the threshold was made for.
-        margins: of the other rows and of the known anomalies, how far above the
-            threshold their scores are, in ways from the median of held-out rows to the
-            threshold, which makes those of several models comparable; empty if unknown.
+        relative: scores of the other rows and of the known anomalies on a scale that
+            several models share, see `held_out.evaluate`; empty if unknown.
     """
 
     auroc: float
@@ -40,7 +39,7 @@ class Evaluation(NamedTuple):
     false_alarms: int
     against: str = "known normal"
     false_alarm_rate: float = 0.05
-    margins: tuple[Sequence[float], Sequence[float]] = ((), ())
+    relative: tuple[Sequence[float], Sequence[float]] = ((), ())
 
     def sentences(self) -> list[str]:
         """All of it in words; small numbers are called small."""

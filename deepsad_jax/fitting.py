@@ -14,7 +14,7 @@ from deepsad_jax import calibrated, columns, console, held_out, labels, tables, 
 from deepsad_jax.data import delimited, folders, frames, parquet
 
 PARQUET = (".parquet", ".pq")
-_MARGINS = 5000  # rows of each kind whose scores are kept for the page
+_MOST = 5000  # rows of each kind whose scores are kept for the page
 # A column of such a name may be meant to hold labels.
 _LABELS = ("label", "labels", "y", "target", "class", "status", "anomaly", "outlier")
 
@@ -248,16 +248,16 @@ def _evaluated(detector, given, counts, stages) -> dict[str, Any]:
     said = {"evaluation": found.sentences(), "against": found.against}
     if not math.isnan(found.auroc):
         said["area"] = [found.auroc, found.low, found.high]
-    if min(map(len, found.margins)):
-        said["margins"] = [_few(values).tolist() for values in found.margins]
+    if min(map(len, found.relative)):
+        said["relative"] = [_few(values).tolist() for values in found.relative]
     return said
 
 
 def _few(values: np.ndarray) -> np.ndarray:
     """As many as a page needs, drawn at random."""
-    if len(values) <= _MARGINS:
+    if len(values) <= _MOST:
         return values
-    return np.random.default_rng(0).choice(values, _MARGINS, replace=False)
+    return np.random.default_rng(0).choice(values, _MOST, replace=False)
 
 
 def _fingerprints(made: calibrated.Calibrated, given: Given) -> list[str]:

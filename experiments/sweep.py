@@ -9,8 +9,8 @@
 Each run leaves in its folder what experiments.run would leave, pictures on request;
 runs that are finished already are not done again. A table of means and standard
 deviations over the seeds, and over the classes where there are several, is printed and
-written to summary.json; report.html and a picture compare. Started several times in one folder with
---processes=N, N processes share the runs.
+written to summary.json; report.html and a picture compare. Started several times in one
+folder with --processes=N, N processes share the runs.
 """
 
 import pathlib

@@ -5,6 +5,8 @@ from typing import Any
 
 import numpy as np
 
+from deepsad_jax.report.thresholds import percent
+
 _FEW_KNOWN = 10  # known anomalies in training
 _FEW_TESTED = 20  # of a kind, below which intervals are wide whatever they are
 _DRIFT = 0.2  # distance of two distribution functions, and no less than by chance
@@ -17,8 +19,8 @@ def of_scores(scores: np.ndarray) -> list[str]:
     if high - low > 1e-4 * abs(middle) and high > low:
         return []
     return [
-        f"Nine in ten scores lie between {low:.6g} and {high:.6g}: the network may have "
-        "collapsed to a constant, and its order of the examples means little."
+        f"Nine in ten scores lie between {low:.6g} and {high:.6g}: the network may "
+        "have collapsed to a constant, and its order of the examples means little."
     ]
 
 
@@ -61,14 +63,14 @@ def of_figures(
     said = []
     if auroc < 0.5:
         said.append(
-            f"AUROC {auroc:.1%} is below one half: normal examples have higher scores "
-            "than anomalies, and a coin would do better."
+            f"AUROC {percent(auroc)} is below one half: normal examples have higher "
+            "scores than anomalies, and a coin would do better."
         )
     if untrained is not None and low <= untrained:
         relation = "is no better than" if auroc <= untrained else "is not clear of"
         said.append(
-            f"The trained network (AUROC {auroc:.1%}) {relation} the {what} "
-            f"({untrained:.1%}): training may have taught it nothing."
+            f"The trained network (AUROC {percent(auroc)}) {relation} the {what} "
+            f"({percent(untrained)}): training may have taught it nothing."
         )
     return said
 

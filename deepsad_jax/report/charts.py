@@ -110,7 +110,7 @@ def place_x(axis: Axis, ends: tuple[float, float], values: Any) -> np.ndarray:
 
 
 def marker(kind: str) -> Any:
-    """What a script moves: a "line" upright through the chart, or a "dot" on a curve."""
+    """What a script moves: a "line" through the chart, or a "dot" on a curve."""
     import markupsafe
 
     if kind == "line":

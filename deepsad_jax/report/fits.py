@@ -8,6 +8,7 @@ import numpy as np
 
 from deepsad_jax import evaluation, metrics
 from deepsad_jax.report import cautions, charts, page, thresholds
+from deepsad_jax.report.thresholds import percent
 
 _GROUPS = {
     "normal": "known normal",
@@ -33,6 +34,7 @@ class Fit(NamedTuple):
         figures: (name, value, what it means) beside those of the scores.
         area: the area under the ROC curve and its interval, if they are not those of
             the scores.
+        unit: what else there is to say of the scale of the scores.
         threshold: above which it raises an alarm, if it has one.
         references: scores of what it is compared with, by name.
         examples: what `examples.shown` gives.
@@ -48,6 +50,7 @@ class Fit(NamedTuple):
     history: Mapping[str, Mapping[str, np.ndarray]] = {}  # noqa: RUF012 (never changed)
     figures: Sequence[tuple[str, str, str]] = ()
     area: tuple[float, float, float] | None = None
+    unit: str = ""
     threshold: float | None = None
     references: Mapping[str, np.ndarray] = {}  # noqa: RUF012
     examples: Mapping[str, Sequence[Any]] = {}  # noqa: RUF012
@@ -111,19 +114,19 @@ def _figures(fit, sweep) -> list[tuple[str, str, str]]:
     found = [
         (
             "AUROC",
-            f"{value:.1%}",
-            f"95 % interval {low:.1%} to {high:.1%}: how often an anomaly has a higher "
-            "score than a normal example",
+            percent(value),
+            f"95 % interval {percent(low)} to {percent(high)}: how often an anomaly "
+            "has a higher score than a normal example",
         ),
         (
             "Average precision",
-            f"{metrics.average_precision(fit.labels, fit.scores):.1%}",
-            f"a random order has {sweep.anomalous / len(fit.labels):.1%}",
+            percent(metrics.average_precision(fit.labels, fit.scores)),
+            f"a random order has {percent(sweep.anomalous / len(fit.labels))}",
         ),
     ]
     for name, scores in fit.references.items():
-        other = metrics.auroc(fit.labels, scores)
-        found.append((f"AUROC, {name}", f"{other:.1%}", "on the same examples"))
+        other = percent(metrics.auroc(fit.labels, scores))
+        found.append((f"AUROC, {name}", other, "on the same examples"))
     return found
 
 
@@ -134,7 +137,9 @@ def _histogram(fit, sweep) -> tuple[charts.Chart, np.ndarray]:
     edges = np.linspace(low, high, 41)
     if is_log:
         edges = np.geomspace(low, high, 41)
-    axis = charts.Axis("anomaly score" + ", logarithmic" * is_log, (low, high), is_log)
+    axis = charts.Axis(
+        f"anomaly score{fit.unit}" + ", logarithmic" * is_log, (low, high), is_log
+    )
     series = []
     for label, look in ((0, "normal"), (1, "anomaly")):
         own = fit.scores[fit.labels == label]
@@ -174,15 +179,15 @@ def _curves(fit, sweep) -> list[charts.Chart]:
     return [
         charts.chart(
             *("ROC curve", roc, alarms, hits),
-            "Each point is a threshold; the nearer to the upper left corner, the better."
-            " The dot is the threshold above.",
+            "Each point is a threshold; the nearer to the upper left corner, the "
+            "better. The dot is the threshold above.",
             charts.marker("dot"),
         ),
         charts.chart(
             *("Precision and recall", recall, hits),
             charts.Axis("share of the alarms that are right", **_SHARE),
-            "The nearer to the upper right corner, the better; precision depends on how "
-            "many anomalies there are.",
+            "The nearer to the upper right corner, the better; precision depends on "
+            "how many anomalies there are.",
             charts.marker("dot"),
         ),
     ]
@@ -202,8 +207,8 @@ def _losses(history) -> list[charts.Chart]:
                 [charts.Series("", np.arange(1, len(loss) + 1), loss, "own")],
                 charts.Axis("epoch", is_whole=True),
                 charts.Axis("loss" + ", logarithmic" * is_log, is_log=is_log),
-                "The loss should fall and then level off; if it still falls at the end, "
-                "more epochs may help.",
+                "The loss should fall and then level off; if it still falls at the "
+                "end, more epochs may help.",
             )
         )
     return found
@@ -226,8 +231,8 @@ def _groups(history) -> list[charts.Chart]:
             charts.chart(
                 *("Distance to the center", distance, epoch),
                 charts.Axis("mean squared distance, logarithmic", is_log=True),
-                "Known anomalies should end far above the others: their distance is the "
-                "score. Unlabeled and normal examples should stay together and low.",
+                "Known anomalies should end far above the others: their distance is "
+                "the score. Unlabeled and normal examples should stay together and low.",
             )
         )
     if entropy:

@@ -124,7 +124,7 @@ def _run(folder, reasons) -> fits.Fit:
         reasons,
     )
     made = fits.Fit(
-        title=f"{results['method']} on {_stem(results['data'])}, seed {results['seed']}",
+        title=_head(results),
         sentences=_sentences(results),
         cautions=[],
         scores=scores[tested],
@@ -188,6 +188,10 @@ def _history(path: pathlib.Path) -> dict[str, dict[str, np.ndarray]]:
     return {
         s: {n: np.array(v) for n, v in found.items()} for s, found in stages.items()
     }
+
+
+def _head(results) -> str:
+    return f"{results['method']} on {_stem(results['data'])}, seed {results['seed']}"
 
 
 def _sentences(results) -> list[str]:
@@ -262,8 +266,8 @@ def _sweep(folder, base) -> many.Many:
     return many.Many(
         title=f"Sweep of {', '.join(methods)}" + f" on {data}" * bool(data),
         sentences=[
-            f"{len(results)} runs of {', '.join(methods)} over {len(settings)} settings "
-            "of the data, each with several seeds. AUROC is how often an anomaly has a "
+            f"{len(results)} runs of {', '.join(methods)} over {len(settings)} "
+            "settings of the data, each with several seeds. AUROC is how often an anomaly has a "
             "higher score than a normal example."
         ],
         cautions=many.cautions(results, unfinished, min(row["runs"] for row in rows)),
@@ -327,7 +331,8 @@ def _of_auroc(rows):
 
 def _title(one) -> str:
     name = {"auroc": "AUROC", "average_precision": "average precision"}[one["metric"]]
-    return f"Average ranks by {name}, {one['percent']} % labeled, over {one['tables']} tables"
+    share, tables = f"{one['percent']} % labeled", f"over {one['tables']} tables"
+    return f"Average ranks by {name}, {share}, {tables}"
 
 
 def _summaries(summary) -> list[many.Table]:

@@ -55,8 +55,9 @@ def known(folder: str | os.PathLike, given: Rows | None = None) -> fits.Fit:
     command = made.details.get("command", {})
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # said when it was fitted
-        threshold = made.threshold
-    scores, labels, kinds = _scores(made, command, threshold)
+        limit = made.threshold if np.isfinite(made.threshold) else None
+    scores, labels, kinds = _scores(made, command)
+    is_relative = "relative" in command
     counts = fitting.Counts(*command["counts"]) if command else None
     area = command.get("area")
     return fits.Fit(
@@ -68,8 +69,10 @@ def known(folder: str | os.PathLike, given: Rows | None = None) -> fits.Fit:
         kinds=kinds,
         history=_history(made.details),
         area=area and tuple(area),
-        threshold=threshold if np.isfinite(threshold) else None,
-        examples={} if given is None else _examples(made, given, threshold),
+        figures=_threshold(made, limit),
+        threshold=1.0 if is_relative else limit,
+        unit=", 1 is the threshold" * is_relative,
+        examples={} if given is None else _examples(made, given, limit),
         details=_details(made),
     )
 
@@ -83,10 +86,10 @@ def _sentences(made, counts, given) -> list[str]:
         said.append(
             f"{method} was trained on the rows of {command['source']}, {counts}."
         )
-    if "margins" in command:
+    if "relative" in command:
         said.append(
-            "The scores below are of labeled rows, by other fits that had not seen them, "
-            "brought to the scale of this model."
+            "The scores below are of labeled rows, by other fits that had not seen "
+            "them, each on the scale of its own threshold."
         )
     elif made.way == "none":
         said.append("The scores below are of rows that it was trained on.")
@@ -97,8 +100,20 @@ def _sentences(made, counts, given) -> list[str]:
     if given is None:
         said.append("Training rows are not kept with a model, so that none are shown.")
     else:
-        said.append("The examples are unlabeled rows of the training.")
+        said.append("The examples are unlabeled rows of the training, counted from 0.")
     return said
+
+
+def _threshold(made, limit) -> list[tuple[str, str, str]]:
+    if limit is None:
+        return []
+    rate = f"{100 * made.false_alarm_rate:g} %"
+    meaning = (
+        f"a score above it is an alarm: at most {rate} of new normal rows, on average"
+    )
+    if made.way == "none":
+        meaning = f"above it are {rate} of the training rows"
+    return [("Threshold", f"{limit:.4g}", meaning)]
 
 
 def _details(made) -> list[tuple[str, str]]:
@@ -110,18 +125,19 @@ def _details(made) -> list[tuple[str, str]]:
     return many.described({**found, "made with": dict(made.model.info["versions"])})
 
 
-def _scores(made, command, threshold):
+def _scores(made, command):
     """Scores of rows that were held out: of labeled ones, where there are any."""
-    calibration = np.concatenate(made.scores).astype(np.float64)
-    margins = command.get("margins")
-    if margins is None or not np.isfinite(threshold):
-        kinds = "held-out rows" if made.way != "none" else "training rows"
-        return calibration, np.zeros(len(calibration), int), (kinds, "known anomalies")
-    middle = np.median(calibration)
-    parts = [threshold + np.array(m) * (threshold - middle) for m in margins]
+    if "relative" not in command:
+        kind = "held-out rows" if made.way != "none" else "training rows"
+        found = np.concatenate(made.scores).astype(np.float64)
+        return found, np.zeros(len(found), int), (kind, "known anomalies")
+    parts = [np.array(part) for part in command["relative"]]
     labels = np.repeat([0, 1], [len(part) for part in parts])
-    kinds = (f"{command['against']} rows", "known anomalies")
-    return np.concatenate(parts), labels, kinds
+    return (
+        np.concatenate(parts),
+        labels,
+        (f"{command['against']} rows", "known anomalies"),
+    )
 
 
 def _doubts(counts, labels, area) -> list[str]:
@@ -138,7 +154,7 @@ def _history(details) -> dict[str, dict[str, np.ndarray]]:
     }
 
 
-def _examples(made, given, threshold) -> dict[str, list[examples.Shown]]:
+def _examples(made, given, limit) -> dict[str, list[examples.Shown]]:
     """Unlabeled rows, which are those that nobody has looked at, if there are any."""
     free = np.flatnonzero(given.semi_targets == 0)
     free = free if len(free) else np.arange(len(given.semi_targets))
@@ -146,8 +162,8 @@ def _examples(made, given, threshold) -> dict[str, list[examples.Shown]]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # they are rows of the training
         scores = models.score(made.model, rows)
-    limit = threshold if made.way != "cross" else float(np.median(scores))
-    groups = examples.picked(scores, limit if np.isfinite(limit) else None)
+    # The threshold of the other way is not on the scale of the model.
+    groups = examples.picked(scores, limit if made.way != "cross" else None)
     places = np.unique(np.concatenate([*groups.values()]))
     reasons = given.reasons and {
         place: given.reasons[int(free[place])]

@@ -1,4 +1,4 @@
-"""What a threshold on scores does: alarms of each kind, and how sure their shares are.
+"""What a threshold on scores does: alarms of each kind, as counts.
 
 Pure functions of arrays. A page embeds `Sweep`, so that what is dragged there are
 numbers counted here.
@@ -7,8 +7,6 @@ numbers counted here.
 from typing import NamedTuple
 
 import numpy as np
-
-from deepsad_jax import evaluation
 
 _MOST = 1000  # thresholds of a page
 _USUAL = 0.05  # share of normal examples that may be alarms where nothing else is said
@@ -85,9 +83,6 @@ def precision_recall(sweep: Sweep) -> tuple[np.ndarray, np.ndarray]:
     return (sweep.hits[kept] / sweep.anomalous)[::-1], precision[::-1]
 
 
-def share(part: int, whole: int) -> dict[str, float] | None:
-    """A share with its interval of 95 % (Wilson); None of nothing."""
-    if not whole:
-        return None
-    low, high = evaluation.share_interval(part, whole)
-    return {"value": part / whole, "low": low, "high": high}
+def percent(share: float) -> str:
+    """A share as text."""
+    return f"{100 * share:.1f} %"
