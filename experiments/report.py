@@ -21,10 +21,11 @@ from deepsad_jax import (
 )
 from deepsad_jax.detectors import hybrid
 from deepsad_jax.report import cautions, examples, folders
-from experiments import build, session, workdir
+from experiments import build, pictures, session, workdir
 from experiments import figures as plots
 
-_REFERENCES = {"ae": "autoencoder", "vae": "VAE", "linear": "linear kernel"}
+# References that the terminal tells of.
+_SAID = {n: folders.REFERENCES[n] for n in ("ae", "vae", "linear")}
 _ALL_ROWS = (
     "all rows are tested, with the model's own preprocessing: the figures are honest "
     "if it was trained on none of them"
@@ -205,7 +206,7 @@ def write(
         **{f"reference_{name}": s for name, s in found.references.items()},
     )
     workdir.save_model(folder / "model", found.model)
-    drawings = pictures(made.problem, found) if draw else {}
+    drawings = pictures.of_run(made.problem, found) if draw else {}
     for name, figure in drawings.items():
         plots.save(folder / f"{name}.png", figure)
     if draw:
@@ -236,7 +237,7 @@ def summary(figures: dict[str, Any], folder: pathlib.Path) -> str:
         f"  AUROC         {percent(figures['auroc'])}"
         f"   average precision {percent(figures['average_precision'])}",
     ]
-    for name, label in _REFERENCES.items():
+    for name, label in _SAID.items():
         if f"{name}_auroc" in figures:
             lines.append(
                 f"  {label:13s} {percent(figures[f'{name}_auroc'])}"
@@ -260,123 +261,3 @@ def summary(figures: dict[str, Any], folder: pathlib.Path) -> str:
     lines += [f"  note           {note}" for note in figures["notes"]]
     lines.append(f"  written to     {folder}")
     return "\n".join(lines)
-
-
-def pictures(problem: Any, found: Outcome) -> dict[str, Any]:
-    """Matplotlib figures by name: scores, curves, losses, groups and samples."""
-    tested = found.tested
-    labels, scores = problem.labels_test[tested], found.scores[tested]
-    figures = {"score_histogram": _histogram(labels, scores)}
-    if 0 < labels.sum() < len(labels):
-        references = {name: s[tested] for name, s in found.references.items()}
-        figures["curves"] = _curves(labels, {"": scores, **references})
-    if any(found.history.values()):
-        figures["losses"] = _losses({s: h for s, h in found.history.items() if h})
-    trained = found.history.get("train", {})
-    if len(trained.get("distance_unlabelled", ())):
-        figures["groups"] = _groups(trained)
-    x_test = problem.x_test[tested]
-    if x_test.ndim == 4 and x_test.shape[-1] in (1, 3):
-        figures["samples"] = _samples(x_test, labels, scores)
-    return figures
-
-
-def _histogram(labels, scores):
-    drawing, axes = plots.panels(1, 1, 6, 4)
-    name = "anomaly score"
-    if scores.min() > 0:  # distances spread over orders of magnitude
-        name, scores = f"log10 of the {name}", np.log10(scores)
-    edges = np.linspace(scores.min(), max(scores.max(), scores.min() + 1e-3), 51)
-    for label, kind, color in ((0, "normal", "C0"), (1, "anomalous", "C3")):
-        axes[0, 0].hist(
-            scores[labels == label], edges, alpha=0.6, label=kind, color=color
-        )
-    axes[0, 0].set(xlabel=name, ylabel="test examples")
-    axes[0, 0].legend()
-    return drawing
-
-
-def _curves(labels, scores):
-    import sklearn.metrics
-
-    drawing, axes = plots.panels(1, 2, 9, 4)
-    for name, values in scores.items():
-        name = _REFERENCES.get(name, "this method")
-        false, true, _ = sklearn.metrics.roc_curve(labels, values)
-        area = metrics.auroc(labels, values)
-        axes[0, 0].plot(false, true, label=f"{name}, AUROC {area:.1%}")
-        precision, recall, _ = sklearn.metrics.precision_recall_curve(labels, values)
-        average = metrics.average_precision(labels, values)
-        axes[0, 1].plot(recall, precision, label=f"{name}, AP {average:.1%}")
-    axes[0, 0].plot([0, 1], [0, 1], ":", color="grey")
-    axes[0, 0].set(xlabel="false positive rate", ylabel="true positive rate")
-    axes[0, 1].axhline(np.mean(labels), ls=":", color="grey")
-    axes[0, 1].set(xlabel="recall", ylabel="precision", ylim=(0, 1.02))
-    for axis in axes.flat:
-        axis.legend()
-    return drawing
-
-
-def _losses(history):
-    drawing, axes = plots.panels(1, len(history), 4.5 * len(history), 3.5)
-    for axis, (stage, values) in zip(axes.flat, history.items(), strict=True):
-        epochs = np.arange(1, len(values["loss"]) + 1)
-        axis.semilogy(epochs, values["loss"])
-        axis.set(title=stage, xlabel="epoch", ylabel="loss")
-    return drawing
-
-
-def _groups(history):
-    drawing, axes = plots.panels(1, 2, 9, 3.5)
-    colors = {"normal": "C2", "unlabelled": "C0", "anomaly": "C3"}
-    names = {"normal": "known normal", "anomaly": "known anomalous"}
-    for axis, (quantity, label) in zip(
-        axes.flat,
-        (
-            ("distance", "mean squared distance to the centre"),
-            ("log_det", "log det of the covariance (dotted: bound)"),
-        ),
-        strict=True,
-    ):
-        for group, color in colors.items():
-            values = history[f"{quantity}_{group}"]
-            epochs = np.arange(1, len(values) + 1)
-            if np.isfinite(values).any():
-                axis.plot(epochs, values, color=color, label=names.get(group, group))
-            if quantity == "log_det":
-                axis.plot(epochs, history[f"isotropic_{group}"], ":", color=color)
-        axis.set(xlabel="epoch", ylabel=label)
-        if axis.lines:
-            axis.legend()
-    axes[0, 0].set_yscale("log")
-    return drawing
-
-
-def _samples(x, labels, scores, side: int = 8):
-    order = np.argsort(scores, kind="stable")
-    normal = order[labels[order] == 0]
-    panels = {
-        "lowest scores of all": order,
-        "highest scores of all": order[::-1],
-        "lowest scores, normal class": normal,
-        "highest scores, normal class": normal[::-1],
-    }
-    drawing, axes = plots.panels(2, 2, 8, 8.5)
-    drawing.get_layout_engine().set(wspace=0.05)
-    for axis, (title, rows) in zip(axes.flat, panels.items(), strict=True):
-        axis.imshow(_grid(x[rows[: side * side]], side), cmap="gray", vmin=0, vmax=1)
-        axis.set_title(title)
-        axis.set_axis_off()
-    return drawing
-
-
-def _grid(images, side):
-    """Images side by side, with a line between them, `[H, W, C]` in [0, 1]."""
-    if images.dtype == np.uint8:
-        images = images / 255.0
-    _, height, width, channels = images.shape
-    sheet = np.ones((side * (height + 1) - 1, side * (width + 1) - 1, channels))
-    for i, image in enumerate(images):
-        top, left = i // side * (height + 1), i % side * (width + 1)
-        sheet[top : top + height, left : left + width] = image
-    return sheet[..., 0] if channels == 1 else sheet

@@ -25,6 +25,7 @@ class Fit(NamedTuple):
 
     Attributes:
         title: of the page.
+        method: its name.
         sentences: what was done on what data.
         cautions: what a reader should doubt.
         scores: of examples that it was not trained on, `[n]`.
@@ -42,6 +43,7 @@ class Fit(NamedTuple):
     """
 
     title: str
+    method: str
     sentences: Sequence[str]
     cautions: Sequence[str]
     scores: np.ndarray
@@ -131,12 +133,8 @@ def _figures(fit, sweep) -> list[tuple[str, str, str]]:
 
 
 def _histogram(fit, sweep) -> tuple[charts.Chart, np.ndarray]:
-    low, high = float(fit.scores.min()), float(fit.scores.max())
-    is_log = low > 0 and high / low > 50
-    high = high if high > low else low + (abs(low) or 1.0) * 1e-3
-    edges = np.linspace(low, high, 41)
-    if is_log:
-        edges = np.geomspace(low, high, 41)
+    edges, is_log = thresholds.bins(fit.scores)
+    low, high = float(edges[0]), float(edges[-1])
     axis = charts.Axis(
         f"anomaly score{fit.unit}" + ", logarithmic" * is_log, (low, high), is_log
     )
@@ -144,7 +142,7 @@ def _histogram(fit, sweep) -> tuple[charts.Chart, np.ndarray]:
     for label, look in ((0, "normal"), (1, "anomaly")):
         own = fit.scores[fit.labels == label]
         if len(own):
-            counts, _ = np.histogram(np.clip(own, edges[0], edges[-1]), edges)
+            counts, _ = np.histogram(np.clip(own, low, high), edges)
             x, y = charts.steps(edges, counts / len(own))
             series.append(charts.Series(fit.kinds[label], x, y, look, filled=True))
     top = max(float(np.max(one.y)) for one in series)
@@ -165,7 +163,7 @@ def _histogram(fit, sweep) -> tuple[charts.Chart, np.ndarray]:
 def _curves(fit, sweep) -> list[charts.Chart]:
     roc, recall = [], []
     looks = ("other", "unlabeled", "quiet")
-    entries = [("this method", sweep, "own")]
+    entries = [(fit.method, sweep, "own")]
     for (name, scores), look in zip(fit.references.items(), looks, strict=False):
         entries.append((name, thresholds.counted(scores, fit.labels), look))
     for name, one, look in entries:
@@ -231,8 +229,8 @@ def _groups(history) -> list[charts.Chart]:
             charts.chart(
                 *("Distance to the center", distance, epoch),
                 charts.Axis("mean squared distance, logarithmic", is_log=True),
-                "Known anomalies should end far above the others: their distance is "
-                "the score. Unlabeled and normal examples should stay together and low.",
+                "Known anomalies should end far above the others: their distance "
+                "is the score. Unlabeled and normal examples should stay together and low.",
             )
         )
     if entropy:

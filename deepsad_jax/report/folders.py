@@ -19,7 +19,7 @@ from deepsad_jax.report import cautions, examples, fits, many
 
 NAME = "report.html"
 EXAMPLES = "examples.npz"
-_REFERENCES = {
+REFERENCES = {
     "ae": "autoencoder",
     "vae": "VAE",
     "linear": "linear kernel",
@@ -110,7 +110,7 @@ def _run(folder, reasons) -> fits.Fit:
     tested = arrays.get("tested", np.ones(len(arrays["score"]), bool))
     scores, labels = arrays["score"], arrays["label"]
     references = {
-        _REFERENCES.get(name, name): arrays[key][tested]
+        REFERENCES.get(name, name): arrays[key][tested]
         for key in arrays
         if (name := key.removeprefix("reference_")) != key
     }
@@ -125,6 +125,7 @@ def _run(folder, reasons) -> fits.Fit:
     )
     made = fits.Fit(
         title=_head(results),
+        method=results["method"],
         sentences=_sentences(results),
         cautions=[],
         scores=scores[tested],
@@ -266,8 +267,7 @@ def _sweep(folder, base) -> many.Many:
     return many.Many(
         title=f"Sweep of {', '.join(methods)}" + f" on {data}" * bool(data),
         sentences=[
-            f"{len(results)} runs of {', '.join(methods)} over {len(settings)} "
-            "settings of the data, each with several seeds. AUROC is how often an anomaly has a "
+            f"{len(results)} runs over {len(settings)} settings of the data, each with several seeds. AUROC is how often an anomaly has a "
             "higher score than a normal example."
         ],
         cautions=many.cautions(results, unfinished, min(row["runs"] for row in rows)),

@@ -221,8 +221,8 @@ def cautions(
         said.append(f"{unfinished} runs are not finished and not counted here.")
     if fewest < _FEW:
         said.append(
-            f"Some means are of {fewest} run{'s' * (fewest != 1)} only: their deviations "
-            "are rough, and small differences chance."
+            f"Some means are of {fewest} run{'s' * (fewest != 1)} only: their "
+            "deviations are rough, and small differences chance."
         )
     below = sum((one.get("auroc") or 1.0) < 0.5 for one in results.values())
     if below:

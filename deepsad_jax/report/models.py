@@ -62,6 +62,7 @@ def known(folder: str | os.PathLike, given: Rows | None = None) -> fits.Fit:
     area = command.get("area")
     return fits.Fit(
         title=fitting.facts(made)[0][0],
+        method=made.model.info["method"],
         sentences=_sentences(made, counts, given),
         cautions=_doubts(counts, labels, area),
         scores=scores,

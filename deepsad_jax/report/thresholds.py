@@ -69,6 +69,27 @@ def counted(
     return Sweep(found, *above, len(normal), len(anomalous))
 
 
+def bins(scores: np.ndarray, count: int = 40) -> tuple[np.ndarray, bool]:
+    """Edges of a histogram in which most scores can be told apart, and whether they are
+    logarithmic, as distances spread over orders of magnitude.
+
+    Few that lie far from all others are left to the outermost bins.
+
+    Args:
+        scores: `[n]`, finite.
+        count: of bins.
+    """
+    is_log = bool(scores.min() > 0 and scores.max() / scores.min() > 50)
+    x = np.log(scores) if is_log else scores.astype(np.float64)
+    low, high = np.quantile(x, (0.05, 0.95))
+    far = 3 * (high - low) or np.inf
+    low, high = max(x.min(), low - far), min(x.max(), high + far)
+    if low == high:
+        high = low + (abs(low) or 1.0) * 1e-3
+    edges = np.linspace(low, high, count + 1)
+    return (np.exp(edges), True) if is_log else (edges, False)
+
+
 def roc(sweep: Sweep) -> tuple[np.ndarray, np.ndarray]:
     """False alarm rates and hit rates, from none to all."""
     x, y = sweep.false_alarms / sweep.normal, sweep.hits / sweep.anomalous
