@@ -31,7 +31,6 @@ METHODS = (
 _WRITES = {"fit": "model", "score": "output"}
 _PLACES = {"score": "scoring", "evaluate": "scoring", "report": "report.folders"}
 _TAB = " " * 6
-_HELP = {"--help", "-help", "-h", "--helpshort", "--helpfull"}
 
 
 class Command(NamedTuple):
@@ -190,13 +189,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     """
     console.begin(console.Stop())
     name, *arguments = list(sys.argv if argv is None else argv)[1:] or [""]
-    if name in _HELP or (name == "help" and not arguments):
+    if name in console.HELP or (name == "help" and not arguments):
         print(_overview())
         sys.exit(0)
     if name == "--version":
         print(__version__)
         sys.exit(0)
-    if name in COMMANDS and _HELP & set(arguments):
+    if name in COMMANDS and console.HELP & set(arguments):
         print(_explained(name))
         sys.exit(0)
     try:

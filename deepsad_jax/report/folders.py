@@ -267,8 +267,9 @@ def _sweep(folder, base) -> many.Many:
     return many.Many(
         title=f"Sweep of {', '.join(methods)}" + f" on {data}" * bool(data),
         sentences=[
-            f"{len(results)} runs over {len(settings)} settings of the data, each with several seeds. AUROC is how often an anomaly has a "
-            "higher score than a normal example."
+            f"{len(results)} runs over {len(settings)} settings of "
+            "the data. AUROC is how often an anomaly has a higher score than a normal "
+            "example."
         ],
         cautions=many.cautions(results, unfinished, min(row["runs"] for row in rows)),
         figures=[many.best(rows, "auroc_mean", "auroc_std", 100)],
