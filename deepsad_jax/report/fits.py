@@ -229,8 +229,8 @@ def _groups(history) -> list[charts.Chart]:
             charts.chart(
                 *("Distance to the center", distance, epoch),
                 charts.Axis("mean squared distance, logarithmic", is_log=True),
-                "Known anomalies should end far above the others: their "
-                "distance is the score. Unlabeled and normal examples should stay together and low.",
+                "Known anomalies should end far above the others: their distance is "
+                "the score. Unlabeled and normal examples should stay low, together.",
             )
         )
     if entropy:
