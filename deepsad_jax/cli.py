@@ -7,6 +7,7 @@
     deepsad suggest pump new.csv -o label.html
     deepsad fit new.csv --labels=labels.csv --from=pump --model=pump2
     deepsad info pump
+    deepsad report pump
 
 Tables are CSV of any kind, or Parquet; images lie in a folder with folders normal,
 anomaly and unlabeled. "-" is the standard input or output. Nothing is overwritten.
@@ -36,15 +37,14 @@ _OF_MODEL = (
     *("scaling", "seed"),
 )
 _WRITES = {"fit": "model", **dict.fromkeys(("score", "explain", "suggest"), "output")}
-_MODULES = {
-    **dict.fromkeys(("fit", "info"), "fitting"),
+_PLACES = {
     **dict.fromkeys(("score", "evaluate"), "scoring"),
     **dict.fromkeys(("explain", "suggest"), "asking"),
+    "report": "report.folders",
 }
 # Those of `suggestions`, which takes a while to import.
 STRATEGIES = ("mixture", "anomalous", "uncertain", "diverse")
 _TAB = " " * 6
-_HELP = {"--help", "-help", "-h", "--helpshort", "--helpfull"}
 
 
 class Command(NamedTuple):
@@ -208,6 +208,18 @@ def _evaluate_flags() -> flags.FlagValues:
     return values
 
 
+def _report_flags() -> flags.FlagValues:
+    values = flags.FlagValues()
+    flags.DEFINE_string(
+        "output",
+        None,
+        "New file to write; report.html in the folder by default.",
+        short_name="o",
+        flag_values=values,
+    )
+    return values
+
+
 COMMANDS = {
     "fit": Command("FILE --model=MODEL", "Trains a model.", 1, _fit_flags()),
     "score": Command("MODEL FILE", "Scores new rows.", 2, _score_flags()),
@@ -221,6 +233,9 @@ COMMANDS = {
         "MODEL FILE", "Picks the rows to label next.", 2, _suggest_flags()
     ),
     "info": Command("MODEL", "Says what a model is.", 1, flags.FlagValues()),
+    "report": Command(
+        "FOLDER", "Writes a page about a model, a run or many.", 1, _report_flags()
+    ),
 }
 for _command in COMMANDS.values():
     _command.flags["verbosity"] = flags.FLAGS["verbosity"]
@@ -235,13 +250,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     """
     console.begin(console.Stop())
     name, *arguments = list(sys.argv if argv is None else argv)[1:] or [""]
-    if name in _HELP or (name == "help" and not arguments):
+    if name in console.HELP or (name == "help" and not arguments):
         print(_overview())
         sys.exit(0)
     if name == "--version":
         print(__version__)
         sys.exit(0)
-    if name in COMMANDS and _HELP & set(arguments):
+    if name in COMMANDS and console.HELP & set(arguments):
         print(_explained(name))
         sys.exit(0)
     try:
@@ -264,10 +279,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _function(name: str, values: flags.FlagValues) -> Callable[..., None]:
-    module = _MODULES[name]
+    place = _PLACES.get(name, "fitting")
     if name == "fit" and values["from"].value:
-        module = "continuing"
-    return getattr(importlib.import_module(f"deepsad_jax.{module}"), name)
+        place = "continuing"
+    return getattr(importlib.import_module(f"deepsad_jax.{place}"), name)
 
 
 def _prepare(name: str) -> None:
@@ -353,11 +368,12 @@ def _check(values: flags.FlagValues) -> None:
 
 def _check_files(name: str, given: list[str], values: flags.FlagValues) -> None:
     """Raises OSError for what is not there, or is there already."""
-    *model, file = given if name != "info" else [*given, "-"]
+    *model, file = given if name not in ("info", "report") else [*given, "-"]
     if name == "fit" and values["from"].value:
         model = [values["from"].value]
     if model and not os.path.isdir(model[0]):
-        raise FileNotFoundError(f"there is no model {model[0]}")
+        what = "folder" if name == "report" else "model"
+        raise FileNotFoundError(f"there is no {what} {model[0]}")
     answers = values["labels"].value if "labels" in values else None
     for needed in (file, answers):
         if needed not in ("-", None) and not os.path.exists(needed):

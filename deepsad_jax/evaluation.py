@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,6 +10,7 @@ import numpy as np
 from deepsad_jax import labels, metrics
 
 _Z = 1.959964  # of 95 %
+_LEVEL = 0.05  # of significance of ranks
 _FEW = 20  # labeled rows of a kind, below which intervals are wide whatever they are
 
 
@@ -25,6 +26,8 @@ class Evaluation(NamedTuple):
         normals, false_alarms: number of other rows, and of alarms among them.
         against: what the other rows are, "known normal" or "unlabeled".
         false_alarm_rate: that the threshold was made for.
+        relative: scores of the other rows and of the known anomalies on a scale that
+            several models share, see `held_out.evaluate`; empty if unknown.
     """
 
     auroc: float
@@ -36,6 +39,7 @@ class Evaluation(NamedTuple):
     false_alarms: int
     against: str = "known normal"
     false_alarm_rate: float = 0.05
+    relative: tuple[Sequence[float], Sequence[float]] = ((), ())
 
     def sentences(self) -> list[str]:
         """All of it in words; small numbers are called small."""
@@ -141,6 +145,26 @@ def share_interval(part: int, whole: int) -> tuple[float, float]:
         _Z / (1 + weight) * math.sqrt(share * (1 - share) / whole + weight / 4 / whole)
     )
     return max(0.0, center - half), min(1.0, center + half)
+
+
+def average_ranks(values: dict[str, Sequence[float]]) -> tuple[dict[str, float], float]:
+    """Average ranks over data sets, 1 for the highest value, and their critical
+    difference (Nemenyi's test at 5 %; Demsar, JMLR 2006).
+
+    Args:
+        values: for each method a value for each data set.
+
+    Returns:
+        The average rank of each method, and the difference from which on two differ.
+    """
+    from scipy import stats
+
+    table = np.array(list(values.values()), float).T
+    ranks = np.mean(stats.rankdata(-table, axis=1), axis=0)
+    count, k = table.shape
+    quantile = stats.studentized_range.ppf(1 - _LEVEL, k, np.inf) / np.sqrt(2)
+    difference = quantile * np.sqrt(k * (k + 1) / (6 * count))
+    return dict(zip(values, ranks.tolist(), strict=True)), float(difference)
 
 
 def labeled_auroc(estimator: Any, X: Any, y: Any) -> float:

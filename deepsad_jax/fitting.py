@@ -1,6 +1,7 @@
 """The commands `deepsad fit` and `deepsad info`: from a file to a model."""
 
 import dataclasses
+import math
 import os
 import pathlib
 import textwrap
@@ -22,6 +23,7 @@ from deepsad_jax import (
 from deepsad_jax.data import delimited, folders, frames, parquet
 
 PARQUET = (".parquet", ".pq")
+_MOST = 5000  # rows of each kind whose scores are kept for the page
 # A column of such a name may be meant to hold labels.
 _LABELS = ("label", "labels", "y", "target", "class", "status", "anomaly", "outlier")
 
@@ -65,7 +67,7 @@ def fit(source: str, options: Any) -> None:
     bars = _many(stages, held_out.FOLDS + 1, "fit") if is_cross else None
     with bars or console.Stages(stages) as observer:
         detector.fit(given.rows, given.semi_targets, observe=observer)
-    found = _evaluated(detector, given, counts, stages) if options.evaluate else []
+    found = _evaluated(detector, given, counts, stages) if options.evaluate else {}
     made = detector.calibrated_
     command = {
         "source": pathlib.Path(source).name if source != "-" else "standard input",
@@ -76,13 +78,19 @@ def fit(source: str, options: Any) -> None:
         "decimal": options.decimal or ".",
         "counts": list(counts),
         "seed": options.seed,
-        "evaluation": found,
+        "evaluation": [],
+        **found,
         "known": _fingerprints(made, given),
     }
     details = {**made.details, "command": command}
+    details["history"] = _jsonable(detector.record_.history)
     detector.calibrated_ = made = dataclasses.replace(made, details=details)
     detector.save(options.model)
-    print("\n".join([*described(made), _line("written to", options.model)]))
+    from deepsad_jax.report import models
+
+    page = models.write(options.model, models.Rows(*given))
+    lines = [*described(made), _line("written to", f"{options.model}; see {page}")]
+    print("\n".join(lines))
 
 
 def info(folder: str, options: Any) -> None:
@@ -224,17 +232,41 @@ def _many(stages, runs, label) -> console.ManyRuns:
     return console.ManyRuns(steps, runs, label).starts(runs, stages, steps)
 
 
-def _evaluated(detector, given, counts, stages) -> list[str]:
-    """Sentences of the evaluation by other fits, if there are labels for it."""
+def _jsonable(history) -> dict[str, dict[str, list[float | None]]]:
+    """The metrics of each epoch; what is not finite is null."""
+    return {
+        stage: {
+            name: [v if math.isfinite(v) else None for v in np.asarray(series).tolist()]
+            for name, series in values.items()
+        }
+        for stage, values in history.items()
+    }
+
+
+def _evaluated(detector, given, counts, stages) -> dict[str, Any]:
+    """What the evaluation by other fits says, in sentences and in numbers, if there are
+    labels for it."""
     if not counts.anomalies:
-        return ["not possible, since no anomaly is known"]
+        return {"evaluation": ["not possible, since no anomaly is known"]}
     folds = min(held_out.FOLDS, counts.anomalies)
     try:
         with _many(stages, folds, "evaluate") as observer:
             found = detector.evaluate(given.rows, given.semi_targets, observe=observer)
     except (ValueError, training.TrainingError) as error:
-        return [f"not possible: {error}"]
-    return found.sentences()
+        return {"evaluation": [f"not possible: {error}"]}
+    said = {"evaluation": found.sentences(), "against": found.against}
+    if not math.isnan(found.auroc):
+        said["area"] = [found.auroc, found.low, found.high]
+    if min(map(len, found.relative)):
+        said["relative"] = [_few(values).tolist() for values in found.relative]
+    return said
+
+
+def _few(values: np.ndarray) -> np.ndarray:
+    """As many as a page needs, drawn at random."""
+    if len(values) <= _MOST:
+        return values
+    return np.random.default_rng(0).choice(values, _MOST, replace=False)
 
 
 def _fingerprints(made: calibrated.Calibrated, given: Given) -> list[str]:
@@ -259,53 +291,62 @@ def described(made: calibrated.Calibrated) -> list[str]:
     Args:
         made: the model.
     """
+    (head, _), *pairs = facts(made)
+    return [head, *(_line(name, text) for name, text in pairs)]
+
+
+def facts(made: calibrated.Calibrated) -> list[tuple[str, str]]:
+    """What a model is: its head, then names and texts, which go on where a name is
+    empty.
+
+    Args:
+        made: the model.
+    """
     model, command = made.model, made.details.get("command", {})
     head = model.info["method"]
     if command:
         head += f" on {command['source']}, seed {command['seed']}"
-    lines = [head]
+    found = [(head, "")]
     if command:
-        lines.append(_line("rows", Counts(*command["counts"])))
+        found.append(("rows", str(Counts(*command["counts"]))))
         if command["label"]:
             meant = [f"{n}={','.join(command[n])}" for n in ("anomaly", "normal")]
-            lines.append(_line("label", f"{command['label']}: {'; '.join(meant)}"))
-    lines += _of_columns(model, command.get("ignored", []))
-    lines += _of_threshold(made)
+            found.append(("label", f"{command['label']}: {'; '.join(meant)}"))
+    found += _of_columns(model, command.get("ignored", []))
+    found += _of_threshold(made)
     for i, sentence in enumerate(command.get("evaluation", [])):
-        lines.append(_line("" if i else "evaluation", sentence))
-    return lines
+        found.append(("" if i else "evaluation", sentence))
+    return found
 
 
-def _of_columns(model: Any, ignored: list[str]) -> list[str]:
+def _of_columns(model: Any, ignored: list[str]) -> list[tuple[str, str]]:
     scaling = model.preprocessing
     if not isinstance(scaling, columns.Columns):
-        return [_line("examples", "x".join(map(str, model.info["shape"])))]
+        return [("examples", "x".join(map(str, model.info["shape"])))]
     kinds = list(scaling.kinds.values())
     shown = [f"{kinds.count(kind)} of {kind}" for kind in dict.fromkeys(kinds)]
-    lines = [
-        _line("columns", f"{', '.join(shown)}; {len(scaling.feature_names)} features")
-    ]
-    lines += [_line("", sentence) for sentence in tables.describe(scaling)]
-    lines += [_line("", f"column {name!r} is ignored") for name in ignored]
-    return lines
+    found = [("columns", f"{', '.join(shown)}; {len(scaling.feature_names)} features")]
+    found += [("", sentence) for sentence in tables.describe(scaling)]
+    found += [("", f"column {name!r} is ignored") for name in ignored]
+    return found
 
 
-def _of_threshold(made: calibrated.Calibrated) -> list[str]:
+def _of_threshold(made: calibrated.Calibrated) -> list[tuple[str, str]]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # said when it was fitted
         limit = made.threshold
     rate, count = f"{100 * made.false_alarm_rate:g} %", sum(map(len, made.scores))
     if made.way == "none":
         meaning = f"above it are {rate} of the training rows; of others it says nothing"
-        return [_line("threshold", f"{limit:.6g}"), _line("", meaning)]
+        return [("threshold", f"{limit:.6g}"), ("", meaning)]
     held = f"{count} rows held out for it" + " in turn" * (made.way == "cross")
     if np.isinf(limit):
-        return [_line("threshold", f"none for a false alarm rate of {rate}: {held}")]
+        return [("threshold", f"none for a false alarm rate of {rate}: {held}")]
     meaning = (
         f"a score above it is an alarm: at most {rate} of new normal rows, on average, "
         "provided that they are like those"
     )
-    return [_line("threshold", f"{limit:.6g}, by {held}"), _line("", meaning)]
+    return [("threshold", f"{limit:.6g}, by {held}"), ("", meaning)]
 
 
 def _line(name: str, text: Any) -> str:

@@ -147,6 +147,9 @@ def evaluate(
 ) -> evaluation.Evaluation:
     """Cross-validation on the labeled rows; see `estimators.Detector.evaluate`.
 
+    Relative scores are multiples of the threshold of the row's fold; where some are
+    below 0, of the way from the median of the held-out rows to it.
+
     Args, Raises: as of `split`.
     """
     share = settings.share or _SHARE
@@ -168,17 +171,29 @@ def evaluate(
     folds = [np.concatenate(pair) for pair in zip(*parts, strict=True)]
     without = [np.concatenate([held, fold]) for fold in folds]
     fitted = _refits(settings, rows, targets, without, observe)
-    found, rate = [], settings.false_alarm_rate
+    found, relative, rate = [], [], settings.false_alarm_rate
     for (one, _), fold in zip(fitted, folds, strict=True):
-        scores = _scores(one, chosen(rows, fold))
+        scores, others = (_scores(one, chosen(rows, part)) for part in (fold, held))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # an infinite threshold: no alarms
-            limit = decisions.threshold(
-                _scores(one, chosen(rows, held)), false_alarm_rate=rate
-            )
-        found.append((scores, targets[fold] == -1, scores > limit))
+            limit = decisions.threshold(others, false_alarm_rate=rate)
+        is_anomaly = targets[fold] == -1
+        found.append((scores, is_anomaly, scores > limit))
+        relative.append(_relative(scores, is_anomaly, limit, others))
     against = "known normal" if kind else "unlabeled"
-    return evaluation.measured(found, against, rate)
+    normals, anomalous = (np.concatenate(each) for each in zip(*relative, strict=True))
+    measured = evaluation.measured(found, against, rate)
+    return measured._replace(relative=(normals, anomalous))
+
+
+def _relative(scores, is_anomaly, limit, others):
+    """Scores as multiples of the threshold; where some are below 0, as those of the way
+    to it from the median. Nothing where there is no threshold."""
+    base = 0.0 if min(scores.min(), others.min()) >= 0 else float(np.median(others))
+    if not base < limit < np.inf:
+        return np.zeros(0), np.zeros(0)
+    relative = (scores.astype(np.float64) - base) / (limit - base)
+    return relative[~is_anomaly], relative[is_anomaly]
 
 
 def chosen(rows: Any, indices: np.ndarray) -> Any:

@@ -28,6 +28,25 @@ def panels(rows: int, columns: int, width: float, height: float) -> tuple[Any, A
     return drawing, drawing.subplots(rows, columns, squeeze=False)
 
 
+def legend_below(axis: Any, columns: int = 2) -> None:
+    """A legend that covers no curve."""
+    axis.legend(
+        loc="upper center",
+        bbox_to_anchor=(0.5, -0.16),
+        ncols=columns,
+        fontsize="small",
+        frameon=False,
+    )
+
+
+def over_epochs(axis: Any) -> None:
+    """Whole epochs along the x-axis."""
+    from matplotlib import ticker
+
+    axis.set_xlabel("epoch")
+    axis.xaxis.set_major_locator(ticker.MaxNLocator(integer=True))
+
+
 def means(rows: Sequence[dict]) -> Any:
     """AUROC and its standard deviation for each method and setting of a sweep.
 

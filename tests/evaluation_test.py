@@ -63,3 +63,14 @@ def test_shares_have_the_interval_of_wilson(part, whole):
     expected = scipy.stats.binomtest(part, whole).proportion_ci(method="wilson")
     found = evaluation.share_interval(part, whole)
     np.testing.assert_allclose(found, (expected.low, expected.high), atol=1e-6)
+
+
+def test_ranks_are_those_of_scipy_and_their_difference_that_of_the_tables():
+    rng = np.random.default_rng(0)
+    values = {name: rng.normal(i, 1, 20) for i, name in enumerate("abcde")}
+    ranks, difference = evaluation.average_ranks(values)
+    table = np.array(list(values.values())).T
+    expected = scipy.stats.rankdata(-table, axis=1).mean(axis=0)
+    np.testing.assert_allclose(list(ranks.values()), expected)
+    # Demsar, JMLR 2006, table 5: 2.728 for five methods at 5 %.
+    np.testing.assert_allclose(difference, 2.728 * np.sqrt(5 * 6 / (6 * 20)), rtol=1e-3)
