@@ -23,7 +23,7 @@ ANSWERS = {"normal": 1, "anomaly": -1, "unknown": 0}
 _HEADER = ["row", "fingerprint", "label"]
 # Methods that see no labels would stay as they are.
 LEARN = ("deep_sad", "m2", "m1_m2", "supervised", "ssad")
-_SHARE = 5  # one in so many epochs of a whole training is enough
+_SHARE = 3  # one in so many epochs of a whole training is enough
 
 
 def fit(source: str, options: Any) -> None:
