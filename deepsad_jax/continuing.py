@@ -16,11 +16,12 @@ from deepsad_jax import (
     fitting,
     held_out,
     new_rows,
-    training,
 )
 
 ANSWERS = {"normal": 1, "anomaly": -1, "unknown": 0}
 _HEADER = ["row", "fingerprint", "label"]
+# Of a model that no command has made.
+_NOTHING = {"label": None, "anomaly": [], "normal": [], "ignored": [], "seed": 0}
 # Methods that see no labels would stay as they are.
 LEARN = ("deep_sad", "m2", "m1_m2", "supervised", "ssad")
 _SHARE = 3  # one in so many epochs of a whole training is enough
@@ -57,7 +58,7 @@ def fit(source: str, options: Any) -> None:
     rows = np.concatenate([x, made.examples.x[known]])
     targets = np.concatenate([targets, made.examples.semi_targets[known]])
     fitted, record = _fit(detector, rows, targets, len(x), prints, options.epochs)
-    command = made.details.get("command", {})
+    command = _NOTHING | made.details.get("command", {})
     asked = [f"{one:016x}" for one in prints[numbers].tolist()]
     names = (os.path.basename(os.path.normpath(path)) for path in (source, folder))
     command |= {
@@ -154,13 +155,14 @@ def _fit(detector, rows, targets, own, prints, epochs):
     method = detector.options()
     if hasattr(method, "initial"):
         method = dataclasses.replace(method, initial=made.model)
-        shorter = {
-            name: dataclasses.replace(
+        for name in method.stages():
+            stage = getattr(method, name)
+            stage = dataclasses.replace(
                 stage, epochs=epochs or max(1, stage.epochs // _SHARE)
             )
-            for name, stage in _trained(method).items()
-        }
-        method = dataclasses.replace(method, **shorter)
+            method = dataclasses.replace(method, **{name: stage})
+    elif epochs is not None:
+        raise ValueError(f"--epochs is given, but {method.method} has none")
     seed = int(detector.random_state or 0)
     share = 0.0 if made.way == "none" else float(detector.calibration)
     settings = held_out.Settings(
@@ -170,10 +172,5 @@ def _fit(detector, rows, targets, own, prints, epochs):
     if not len(held):  # another file than that of the training
         held = np.random.default_rng(seed).permutation(own)[: round(share * own)]
     held = np.sort(held[targets[held] >= 0])
-    stages = method.stages()
-    with console.Stages(stages) as observer:
+    with console.Stages(method.stages()) as observer:
         return held_out.split(settings, rows, targets, observer, held)
-
-
-def _trained(method) -> dict[str, training.Stage]:
-    return {name: getattr(method, name) for name in method.stages()}

@@ -97,7 +97,7 @@ class Explanation:
         """The attributions in the shape of the rows, `[n, height, width]` of images."""
         return self.found.values.reshape(-1, *self.shape)
 
-    def values(self, x: np.ndarray) -> dict[str, str]:
+    def shown(self, x: np.ndarray) -> dict[str, str]:
         """An encoded row in the user's units, by column."""
         named = zip(self.columns, x, strict=True)
         return {column.name: column.shown(value) for column, value in named}

@@ -164,8 +164,8 @@ def test_columns_of_a_table_are_whole_and_in_its_units():
     assert said["pressure"].value == "9.25"
     low, high = map(float, said["pressure"].usual.split(" to "))
     assert 2 <= low < 2.2 and 2.8 < high <= 3
-    assert found.values(found.x[0])["site"] == "a text never seen before"
-    assert found.values(found.x[1])["pressure"] == "missing"
+    assert found.shown(found.x[0])["site"] == "a text never seen before"
+    assert found.shown(found.x[1])["pressure"] == "missing"
     assert sum(r.share for r in said.values()) == pytest.approx(1)
 
 

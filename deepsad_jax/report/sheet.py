@@ -35,7 +35,8 @@ def page(asked: Any, source: str, made: Any, *, asks: bool) -> str:
         count=count,
         total=asked.total,
         method=made.model.info["method"],
-        threshold=f"{made.threshold:.4g}",
+        threshold=f"{made.threshold:.4g}" if np.isfinite(made.threshold) else "",
+        is_cross=made.way == "cross",
         usual=f"{why.found.usual_score:.4g}",
         way=why.way,
         most=f"{most:.2g}",
@@ -48,7 +49,7 @@ def page(asked: Any, source: str, made: Any, *, asks: bool) -> str:
 
 def _card(asked, i, most):
     row, why = asked.rows[i], asked.why
-    others = {name: cell for name, cell in asked.cells[i].items()}
+    others = asked.cells[i]
     card = {
         "number": row.number,
         "score": f"{row.score:.4g}",
@@ -80,9 +81,9 @@ def _table(why, i):
     known = [("usual", why.usual)]
     for name, near in (("normal row", why.normal), ("known anomaly", why.anomalies)):
         if near.places.shape[1]:
-            values = why.values(why.examples.x[near.places[i, 0]])
+            values = why.shown(why.examples.x[near.places[i, 0]])
             known.append((f"nearest {name}", list(values.values())))
-    own, added = list(why.values(why.x[i]).values()), why.found.values[i]
+    own, added = list(why.shown(why.x[i]).values()), why.found.values[i]
     used = [j for j in np.argsort(-added) if why.columns[j].kind != "dropped"]
     largest = max(float(np.abs(added).max()), 1e-12)
     lines = [
