@@ -530,7 +530,7 @@ def test_values_may_hold_commas():
 
 
 WRONG = [
-    ("", "a command is missing; choose fit, score, evaluate, info"),
+    ("", "a command is missing; choose fit, score, evaluate, explain"),
     ("fits", "'fits' is no command"),
     ("fit", "an argument is missing: deepsad fit FILE --model=MODEL"),
     ("fit parts.csv", "--model is missing"),

@@ -25,12 +25,16 @@ def page(asked: Any, source: str, made: Any, *, asks: bool) -> str:
     """
     why, count = asked.why, len(asked.rows)
     name = os.path.basename(source) if source != "-" else "the standard input"
-    what = "What are these rows of" if asks else "Why these rows of"
+    noun = "rows" if why.columns else "images"
+    title = f"What are these {noun} of {name}?"
+    if not asks:
+        title = f"Why these {noun} of {name} are anomalous"
     text = "".join(row.fingerprint for row in asked.rows)
     most = float(np.abs(why.found.values).max()) or 1.0
     return pages.render(
         "sheet.html",
-        title=f"{what} {name}{'?' if asks else ' are anomalous'}",
+        title=title,
+        noun=noun,
         asks=asks,
         count=count,
         total=asked.total,
