@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 import deepsad_jax as sad
-from deepsad_jax import asking, attributions, calibrated, explanations
+from deepsad_jax import asking, attributions, calibrated, explanations, new_rows
 from deepsad_jax.report import sheet
 from tests.cli_test import deepsad  # noqa: F401 (a fixture)
 from tests.pages_test import HOSTILE, QUOTED, visit  # noqa: F401
@@ -90,6 +90,22 @@ def test_rows_are_asked_once_and_those_of_the_training_never(home, asked, deepsa
     status, output, _ = deepsad("suggest", *flags)
     found = {int(number) for number in re.findall(r"^row (\d+):", output, re.M)}
     assert status == 0 and found == set(range(101, 301))  # the others have a status
+
+
+def test_parquet_is_asked_about_as_csv_is(home, pump, deepsad, monkeypatch):  # noqa: F811
+    monkeypatch.setattr(asking, "_POOL", 20)
+    monkeypatch.setattr(new_rows, "_BLOCK", 64)  # several blocks, which are thinned
+    monkeypatch.setattr(new_rows, "_CELLS", 0)
+    pd.read_csv(home / "new.csv").to_parquet(home / "new.parquet")
+    said = []
+    for name in ("new.csv", "new.parquet"):
+        status, output, _ = deepsad("suggest", pump, home / name, "--number=6")
+        assert status == 0
+        said.append(output)
+    assert said[0] == said[1]
+    flags = ("--top=1", "-o", home / "one.html")
+    assert deepsad("explain", pump, home / "new.parquet", *flags)[0] == 0
+    assert "<small>part no. " in (home / "one.html").read_text()
 
 
 def test_answers_are_clicked_typed_undone_and_saved(asked, visit, tmp_path):  # noqa: F811
