@@ -20,6 +20,7 @@ from sklearn import metrics, model_selection
 from deepsad_jax import detectors, model, preprocessing, suggestions, training
 
 ROUNDS, NUMBER, MOST = 5, 10, 2000
+FEWEST = 20  # anomalies, if a table has them
 FIRST = training.Stage(training.Adam(1e-3), epochs=20, batch_size=64)
 NEXT = training.Stage(training.Adam(1e-3), epochs=10, batch_size=64)
 RATE = 0.05  # the share of rows above the threshold
@@ -30,9 +31,11 @@ def halves(path, seed):
     content = np.load(path)
     x, y = content["X"].astype(np.float64), content["y"].ravel().astype(int)
     if len(x) > MOST:
-        rows, _ = model_selection.train_test_split(
+        rows, rest = model_selection.train_test_split(
             np.arange(len(x)), train_size=MOST, stratify=y, random_state=seed
         )
+        if y[rows].sum() < FEWEST:
+            rows = np.union1d(rows, rest[y[rest] == 1][: FEWEST - y[rows].sum()])
         x, y = x[rows], y[rows]
     return model_selection.train_test_split(
         x, y, test_size=0.5, stratify=y, random_state=seed
