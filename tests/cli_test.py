@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import io
+import json
 import os
 import re
 import signal
@@ -180,7 +181,7 @@ def test_a_fit_says_what_it_has_made_of_the_file(home):
     assert "994 rows held out" in output
     assert "at most 5 % of new normal rows" in output
     assert re.search(r"evaluation AUROC \d\.\d+ \(95 % interval", output)
-    assert output.endswith("written to pump")
+    assert output.endswith("written to pump; see pump/report.html")
 
 
 def test_info_says_the_same_later(home, deepsad):
@@ -189,6 +190,28 @@ def test_info_says_the_same_later(home, deepsad):
     said = (home / "fit.txt").read_text().splitlines()[:-1]
     assert output.splitlines()[: len(said)] == said
     assert f"jax {jax.__version__}" in output
+
+
+def test_a_fit_leaves_a_page_and_a_later_one_knows_less(home, deepsad, tmp_path):
+    page = (home / "pump" / "report.html").read_text()
+    output = " ".join((home / "fit.txt").read_text().split())
+    # What the evaluation counts is what the page starts with.
+    counts = re.findall(r"(\d+) of (\d+) \(", output)
+    content = json.loads(re.search(r'"page-data">(.*?)</script>', page)[1])
+    start = content["start"]
+    assert [(str(content["hits"][start]), "30"), counts[1]] == [
+        counts[0],
+        (str(content["falseAlarms"][start]), str(content["normal"])),
+    ]
+    assert content["thresholds"][start] == 1.0
+    assert "the &#34;Port&#34;" in page or "New, York" in page  # rows as they are
+    later = tmp_path / "later.html"
+    assert deepsad("report", home / "pump", "-o", later)[0] == 0
+    assert "so that none are shown" in later.read_text()
+    assert "Most anomalous" in page and "Most anomalous" not in later.read_text()
+    assert json.dumps(content["hits"])[1:-1].replace(
+        " ", ""
+    ) in later.read_text().replace(" ", "")
 
 
 def test_an_evaluation_counts_as_scikit_learn_does(home, deepsad, scored):
@@ -530,7 +553,10 @@ def test_values_may_hold_commas():
 
 
 WRONG = [
-    ("", "a command is missing; choose fit, score, evaluate, info"),
+    ("report nope", "there is no folder nope"),
+    ("report .", "holds no finished run, sweep or comparison"),
+    ("report pump", "pump/report.html exists, and nothing is overwritten"),
+    ("", "a command is missing; choose fit, score, evaluate, info, report"),
     ("fits", "'fits' is no command"),
     ("fit", "an argument is missing: deepsad fit FILE --model=MODEL"),
     ("fit parts.csv", "--model is missing"),

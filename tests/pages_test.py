@@ -148,7 +148,7 @@ def expected(score, label, threshold):
 
 def test_a_threshold_that_is_moved_gives_the_numbers_of_numpy(run, visit):
     folder, score, label = run
-    page = visit(folder / folders.NAME)
+    page = visit(folder / folders.NAME, viewport={"width": 1280, "height": 2000})
     thresholds = page.evaluate(
         "JSON.parse(document.getElementById('page-data').textContent).thresholds"
     )

@@ -58,6 +58,8 @@ def test_a_run_leaves_everything_behind(finished):
         "groups.png",
         "checkpoints",
         "samples.png",
+        "examples.npz",
+        "report.html",
     }
     assert "AUROC" in output and str(folder) in output
     assert "the digit: 9 is normal (180 rows), 9 other classes are anomal" in output
