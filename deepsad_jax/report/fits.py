@@ -112,24 +112,26 @@ def auroc(fit: Fit) -> tuple[float, float, float] | None:
 def _figures(fit, sweep) -> list[tuple[str, str, str]]:
     if (area := auroc(fit)) is None:
         return []
-    value, low, high = area
+    average = metrics.average_precision(fit.labels, fit.scores)
+    ends = evaluation.average_precision_interval(fit.labels, fit.scores)
+    chance = percent(sweep.anomalous / len(fit.labels))
+    meaning = "how often an anomaly has a higher score than a normal example"
     found = [
-        (
-            "AUROC",
-            percent(value),
-            f"95 % interval {percent(low)} to {percent(high)}: how often an anomaly "
-            "has a higher score than a normal example",
-        ),
+        ("AUROC", percent(area[0]), f"{_interval(*area[1:])}: {meaning}"),
         (
             "Average precision",
-            percent(metrics.average_precision(fit.labels, fit.scores)),
-            f"a random order has {percent(sweep.anomalous / len(fit.labels))}",
+            percent(average),
+            f"{_interval(*ends)}; a random order has {chance}",
         ),
     ]
     for name, scores in fit.references.items():
-        other = percent(metrics.auroc(fit.labels, scores))
-        found.append((f"AUROC, {name}", other, "on the same examples"))
+        value, *ends = auroc(fit._replace(area=None, scores=scores)) or area
+        found.append((f"AUROC, {name}", percent(value), _interval(*ends)))
     return found
+
+
+def _interval(low, high) -> str:
+    return f"95 % interval {percent(low)} to {percent(high)}"
 
 
 def _histogram(fit, sweep) -> tuple[charts.Chart, np.ndarray]:
