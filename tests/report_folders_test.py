@@ -50,6 +50,7 @@ def test_examples_that_do_not_count_are_left_out(run):
     ("name", "text", "message"),
     [
         ("results.json", "{", "results.json is damaged"),
+        ("results.json", "{}", "is damaged: it has no 'method'"),
         ("scores.npz", "x", "scores.npz cannot be read"),
         ("metrics.jsonl", '{"epoch": 1}\n', "metrics.jsonl is damaged"),
         ("examples.npz", "x", "examples.npz is damaged"),
@@ -62,6 +63,16 @@ def test_what_is_damaged_is_named(run, name, text, message):
     with pytest.raises(ValueError, match=message):
         folders.write(run)
     assert not (run / folders.NAME).exists()
+
+
+def test_a_sweep_without_any_figure_has_a_page(tmp_path):
+    rows = [{"method": "kde", "setting": "a", "runs": 1}]
+    (tmp_path / "summary.json").write_text(json.dumps(rows))
+    place = tmp_path / "a" / "seed0"
+    place.mkdir(parents=True)
+    (place / "config.json").write_text("{}")  # not finished
+    text = folders.page_of(tmp_path)
+    assert "1 runs are not finished" in text and "<td>kde</td>" in text
 
 
 def test_a_folder_of_something_else_is_refused(tmp_path):

@@ -125,7 +125,8 @@ def _figures(fit, sweep) -> list[tuple[str, str, str]]:
         ),
     ]
     for name, scores in fit.references.items():
-        value, *ends = auroc(fit._replace(area=None, scores=scores)) or area
+        value = metrics.auroc(fit.labels, scores)
+        ends = evaluation.auroc_interval(value, sweep.anomalous, sweep.normal)
         found.append((f"AUROC, {name}", percent(value), _interval(*ends)))
     return found
 

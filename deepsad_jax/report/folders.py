@@ -81,12 +81,15 @@ def page_of(
     Raises:
         ValueError: if the folder is none of these, or damaged.
     """
-    if (folder / "comparison.json").exists():
-        return many.written(_comparison(folder, base or folder))
-    if (folder / "summary.json").exists():
-        return many.written(_sweep(folder, base or folder))
-    if (folder / "results.json").exists():
-        return fits.written(_run(folder, reasons))
+    try:
+        if (folder / "comparison.json").exists():
+            return many.written(_comparison(folder, base or folder))
+        if (folder / "summary.json").exists():
+            return many.written(_sweep(folder, base or folder))
+        if (folder / "results.json").exists():
+            return fits.written(_run(folder, reasons))
+    except KeyError as error:
+        raise ValueError(f"{folder} is damaged: it has no {error}") from error
     if (folder / "_CHECKPOINT_METADATA").exists():
         from deepsad_jax.report import models
 
@@ -156,9 +159,7 @@ def groups(
 
 def _doubts(results, made) -> list[str]:
     known = results.get("n_known_outlier") if results.get("trained") else None
-    said = cautions.of_numbers(
-        known, int((made.labels == 0).sum()), int((made.labels == 1).sum())
-    )
+    said = cautions.of_numbers(made.method, known, made.labels)
     if area := fits.auroc(made):
         said += cautions.of_figures(*area[:2], results.get("untrained_auroc"))
     return [*said, *cautions.of_drift(results.get("drift") or ())]
@@ -202,17 +203,17 @@ def _sentences(results) -> list[str]:
     if "n_train" in results:
         known = results["n_known_normal"], results["n_known_outlier"]
         count = results["n_train"]
-        verb = (
-            "was trained on" if results.get("trained", True) else "took its scale from"
-        )
-        said.append(
-            f"{results['method']} {verb} {count} examples of {data}{network}: "
-            f"{known[0]} known normal, {known[1]} known anomalous, "
-            f"{count - sum(known)} unlabeled. Its seed is {seed}."
-        )
+        if results.get("trained", True):
+            said.append(
+                f"{results['method']} was trained on {count} examples of {data}"
+                f"{network}: {known[0]} known normal, {known[1]} known anomalous, "
+                f"{count - sum(known)} unlabeled. Its seed is {seed}."
+            )
+        else:
+            said.append(f"{results['method']} was only evaluated, on {data}{network}.")
         said.append(f"The label is {results['label']}.")
         said.append(
-            f"It was then tested on {results['n_test']} examples, "
+            f"It was tested on {results['n_test']} examples, "
             f"{results['n_test_outlier']} of them anomalous. The higher a score, the "
             "more anomalous the example."
         )
@@ -248,8 +249,11 @@ def _sweep(folder, base) -> many.Many:
     results, unfinished = many.finished(folder)
     methods = list(dict.fromkeys(row["method"] for row in rows))
     settings = list(dict.fromkeys(row["setting"] for row in rows))
-    means = [100 * row["auroc_mean"] for row in rows]
-    pictures = many.bars(means, [100 * row["auroc_std"] for row in rows])
+    means, stds = (
+        [None if row.get(name) is None else 100 * row[name] for row in rows]
+        for name in ("auroc_mean", "auroc_std")
+    )
+    pictures = many.bars(means, stds)
     lines = []
     for row, picture in zip(rows, pictures, strict=True):
         line = [many.Cell(row["method"]), many.Cell(row["setting"])]
@@ -268,6 +272,7 @@ def _sweep(folder, base) -> many.Many:
             (row["method"], row["setting"], row["auroc_mean"])
             for row in rows
             if "-all-" not in row["setting"]  # the mean of others
+            and row.get("auroc_mean") is not None
         ),
     )
     return many.Many(

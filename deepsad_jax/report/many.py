@@ -47,6 +47,10 @@ class Table(NamedTuple):
     rows: Sequence[Sequence[Cell]]
     note: str = ""
 
+    def is_number(self, column: int) -> bool:
+        """Whether a column holds numbers."""
+        return any(row[column].value is not None for row in self.rows)
+
 
 class Many(NamedTuple):
     """What is known of many runs.
@@ -119,12 +123,13 @@ def spread(mean: float | None, std: float | None, form: str = ".1f") -> Cell:
     return Cell(f"{mean:{form}}" + ("" if std is None else f" ± {std:{form}}"), mean)
 
 
-def bars(means: Sequence[float], stds: Sequence[float | None]) -> list[Cell]:
-    """A picture of each mean and its deviation, all on one scale."""
-    low = min(m - (s or 0) for m, s in zip(means, stds, strict=True))
-    high = max(m + (s or 0) for m, s in zip(means, stds, strict=True))
+def bars(means: Sequence[float | None], stds: Sequence[float | None]) -> list[Cell]:
+    """A picture of each mean and its deviation, if there is one, all on one scale."""
+    known = [(m, s or 0) for m, s in zip(means, stds, strict=True) if m is not None]
+    low = min((m - s for m, s in known), default=0.0)
+    high = max((m + s for m, s in known), default=1.0)
     return [
-        Cell("", svg=_bar(m, s or 0, low, high))
+        Cell("") if m is None else Cell("", svg=_bar(m, s or 0, low, high))
         for m, s in zip(means, stds, strict=True)
     ]
 

@@ -64,7 +64,7 @@ def known(folder: str | os.PathLike, given: Rows | None = None) -> fits.Fit:
         title=fitting.facts(made)[0][0],
         method=made.model.info["method"],
         sentences=_sentences(made, counts, given),
-        cautions=_doubts(counts, labels, area),
+        cautions=_doubts(made, counts, labels, area),
         scores=scores,
         labels=labels,
         kinds=kinds,
@@ -141,9 +141,9 @@ def _scores(made, command):
     )
 
 
-def _doubts(counts, labels, area) -> list[str]:
+def _doubts(made, counts, labels, area) -> list[str]:
     known = None if counts is None else counts.anomalies
-    said = cautions.of_numbers(known, int((labels == 0).sum()), int(labels.sum()))
+    said = cautions.of_numbers(made.model.info["method"], known, labels)
     return [*said, *(cautions.of_figures(area[0], area[1], None) if area else ())]
 
 
