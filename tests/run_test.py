@@ -11,16 +11,13 @@ import sklearn.metrics
 
 from configs import saved
 from deepsad_jax import losses, model, parallel, writing
-from experiments import build, report, run, workdir
+from experiments import build, run, workdir
 
 ROOT = pathlib.Path(__file__).parents[1]
 OLD = ROOT / "tests/data/models-0.1"
 
 
-@pytest.fixture(autouse=True)
-def _without_pictures(monkeypatch):
-    """Those of the finished runs that tests share are enough."""
-    monkeypatch.setattr(report, "pictures", lambda *_: {})
+pytestmark = pytest.mark.usefixtures("without_pictures")
 
 
 def config_of(name="digits", **overrides):
@@ -95,6 +92,11 @@ def test_results_are_those_of_the_scores(finished):
     }
     assert keys <= results.keys()
     assert results["network"] == "digits_LeNet"
+    for name in ("ae", "untrained"):
+        with np.load(folder / "scores.npz") as scores:
+            reference = scores[f"reference_{name}"]
+        area = sklearn.metrics.roc_auc_score(label, reference)
+        assert results[f"{name}_auroc"] == area
 
 
 def test_a_finished_experiment_is_not_overwritten(finished):

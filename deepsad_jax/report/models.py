@@ -8,11 +8,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from deepsad_jax import calibrated, fitting
+from deepsad_jax import calibrated, fitting, metrics
 from deepsad_jax import model as models
 from deepsad_jax.data import frames
 from deepsad_jax.report import cautions, examples, fits, folders, many
 
+_MOST = 20_000  # rows of which the groups are measured
 _KINDS = {
     1: ("known normal", "normal"),
     0: ("unlabeled", "unlabeled"),
@@ -72,6 +73,7 @@ def known(folder: str | os.PathLike, given: Rows | None = None) -> fits.Fit:
         area=area and tuple(area),
         figures=_threshold(made, limit),
         threshold=1.0 if is_relative else limit,
+        groups=[] if given is None else _groups(made, given),
         unit=", 1 is the threshold" * is_relative,
         examples={} if given is None else _examples(made, given, limit),
         details=_details(made),
@@ -153,6 +155,28 @@ def _history(details) -> dict[str, dict[str, np.ndarray]]:
         stage: {name: np.array(v, float) for name, v in values.items()}
         for stage, values in stages.items()
     }
+
+
+def _groups(made, given) -> list[tuple[str, int, float, float]]:
+    """Section 3 of the paper, of the rows of the training, once it is over."""
+    center = made.model.variables.get("center")
+    if center is None or not hasattr(made.model.objective, "embed"):
+        return []
+    targets = given.semi_targets
+    places = np.arange(len(targets))
+    if len(places) > _MOST:
+        places = np.sort(np.random.default_rng(0).choice(places, _MOST, replace=False))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # they are rows of the training
+        z = models.embed(made.model, fitting.held_out.chosen(given.rows, places))
+    found = metrics.Moments.of(z, targets[places], center).compute()
+    said = []
+    for group, kind in metrics.GROUPS.items():
+        if count := int((targets[places] == kind).sum()):
+            values = (found[f"{name}_{group}"] for name in ("distance", "isotropic"))
+            distance, bound = map(float, values)
+            said.append((fits.GROUPS[group], count, distance, bound / 2))
+    return said
 
 
 def _examples(made, given, limit) -> dict[str, list[examples.Shown]]:
