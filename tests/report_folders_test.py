@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 
-from deepsad_jax.report import folders, page
+from deepsad_jax.report import fits, folders, page
 
 RESULTS = {
     **{"method": "kde", "data": "cardio", "label": "y", "seed": 1, "network": None},
@@ -38,6 +38,13 @@ def test_what_a_folder_does_not_hold_is_not_shown(run):
     assert found["anomalous"] == 0 and set(found["hits"]) == {0}
     # 5 % of 30 is one false alarm.
     assert found["falseAlarms"][found["start"]] == 1
+
+
+def test_an_area_of_other_rows_stands_beside_scores_of_one_kind():
+    scores, labels = np.arange(30.0), np.zeros(30, int)
+    fit = fits.Fit("a", "kde", [], [], scores, labels, area=(0.9, 0.8, 0.95))
+    text = fits.written(fit)
+    assert "95 % interval 80.0 % to 95.0 %" in text and "precision</dt>" not in text
 
 
 def test_examples_that_do_not_count_are_left_out(run):

@@ -115,18 +115,14 @@ def auroc(fit: Fit) -> tuple[float, float, float] | None:
 def _figures(fit, sweep) -> list[tuple[str, str, str]]:
     if (area := auroc(fit)) is None:
         return []
-    average = metrics.average_precision(fit.labels, fit.scores)
-    ends = evaluation.average_precision_interval(fit.labels, fit.scores)
-    chance = percent(sweep.anomalous / len(fit.labels))
     meaning = "how often an anomaly has a higher score than a normal example"
-    found = [
-        ("AUROC", percent(area[0]), f"{_interval(*area[1:])}: {meaning}"),
-        (
-            "Average precision",
-            percent(average),
-            f"{_interval(*ends)}; a random order has {chance}",
-        ),
-    ]
+    found = [("AUROC", percent(area[0]), f"{_interval(*area[1:])}: {meaning}")]
+    if sweep.normal and sweep.anomalous:
+        average = metrics.average_precision(fit.labels, fit.scores)
+        ends = evaluation.average_precision_interval(fit.labels, fit.scores)
+        chance = percent(sweep.anomalous / len(fit.labels))
+        meaning = f"{_interval(*ends)}; a random order has {chance}"
+        found.append(("Average precision", percent(average), meaning))
     for name, scores in fit.references.items():
         value = metrics.auroc(fit.labels, scores)
         ends = evaluation.auroc_interval(value, sweep.anomalous, sweep.normal)
