@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from deepsad_jax import calibrated, fitting, metrics
+from deepsad_jax import calibrated, facts, held_out, metrics
 from deepsad_jax import model as models
 from deepsad_jax.data import frames
 from deepsad_jax.report import cautions, examples, fits, folders, many
@@ -59,10 +59,10 @@ def known(folder: str | os.PathLike, given: Rows | None = None) -> fits.Fit:
         limit = made.threshold if np.isfinite(made.threshold) else None
     scores, labels, kinds = _scores(made, command)
     is_relative = "relative" in command
-    counts = fitting.Counts(*command["counts"]) if command else None
+    counts = facts.Counts(*command["counts"]) if command else None
     area = command.get("area")
     return fits.Fit(
-        title=fitting.facts(made)[0][0],
+        title=facts.pairs(made)[0][0],
         method=made.model.info["method"],
         sentences=_sentences(made, counts, given),
         cautions=_doubts(made, counts, labels, area),
@@ -122,7 +122,7 @@ def _threshold(made, limit) -> list[tuple[str, str, str]]:
 def _details(made) -> list[tuple[str, str]]:
     found: dict[str, Any] = {}
     name = ""
-    for own, text in fitting.facts(made)[1:]:
+    for own, text in facts.pairs(made)[1:]:
         name = own or name
         found[name] = f"{found[name]}; {text}" if name in found else text
     return many.described({**found, "made with": dict(made.model.info["versions"])})
@@ -168,7 +168,7 @@ def _groups(made, given) -> list[tuple[str, int, float, float]]:
         places = np.sort(np.random.default_rng(0).choice(places, _MOST, replace=False))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # they are rows of the training
-        z = models.embed(made.model, fitting.held_out.chosen(given.rows, places))
+        z = models.embed(made.model, held_out.chosen(given.rows, places))
     found = metrics.Moments.of(z, targets[places], center).compute()
     said = []
     for group, kind in metrics.GROUPS.items():
@@ -183,7 +183,7 @@ def _examples(made, given, limit) -> dict[str, list[examples.Shown]]:
     """Unlabeled rows, which are those that nobody has looked at, if there are any."""
     free = np.flatnonzero(given.semi_targets == 0)
     free = free if len(free) else np.arange(len(given.semi_targets))
-    rows = fitting.held_out.chosen(given.rows, free)
+    rows = held_out.chosen(given.rows, free)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # they are rows of the training
         scores = models.score(made.model, rows)
