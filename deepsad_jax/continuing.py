@@ -13,7 +13,7 @@ from deepsad_jax import (
     console,
     estimators,
     examples,
-    fitting,
+    facts,
     held_out,
     new_rows,
 )
@@ -63,7 +63,7 @@ def fit(source: str, options: Any) -> None:
     names = (os.path.basename(os.path.normpath(path)) for path in (source, folder))
     command |= {
         "source": ", going on from ".join(names),
-        "counts": list(fitting.Counts.of(targets)),
+        "counts": list(facts.Counts.of(targets)),
         "evaluation": ["not made: the model it went on from has seen the labels"],
         "known": sorted({*command.get("known", []), *asked}),
     }
@@ -71,8 +71,8 @@ def fit(source: str, options: Any) -> None:
     details = {**fitted.details, "command": command}
     detector.calibrated_ = fitted = dataclasses.replace(fitted, details=details)
     detector.save(options.model)
-    lines = fitting.described(fitted)
-    print("\n".join([*lines, f"  {'written to':14s} {options.model}"]))
+    lines = facts.described(fitted)
+    print("\n".join([*lines, facts.line("written to", options.model)]))
 
 
 def _check(made: calibrated.Calibrated, folder: str) -> None:

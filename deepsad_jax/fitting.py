@@ -4,7 +4,6 @@ import dataclasses
 import math
 import os
 import pathlib
-import textwrap
 import warnings
 from typing import Any, NamedTuple
 
@@ -12,12 +11,11 @@ import numpy as np
 
 from deepsad_jax import (
     calibrated,
-    columns,
     console,
     examples,
+    facts,
     held_out,
     labels,
-    tables,
     training,
 )
 from deepsad_jax.data import delimited, folders, frames, parquet
@@ -52,7 +50,7 @@ def fit(source: str, options: Any) -> None:
         OSError: if the model cannot be written.
     """
     given = read(source, options)
-    counts = Counts.of(given.semi_targets)
+    counts = facts.Counts.of(given.semi_targets)
     from deepsad_jax import estimators
 
     detector = estimators.METHODS[options.method](
@@ -89,7 +87,10 @@ def fit(source: str, options: Any) -> None:
     from deepsad_jax.report import models
 
     page = models.write(options.model, models.Rows(*given))
-    lines = [*described(made), _line("written to", f"{options.model}; see {page}")]
+    lines = [
+        *facts.described(made),
+        facts.line("written to", f"{options.model}; see {page}"),
+    ]
     print("\n".join(lines))
 
 
@@ -105,30 +106,9 @@ def info(folder: str, options: Any) -> None:
     """
     del options
     made = calibrated.load(folder)
-    print("\n".join(described(made)))
+    print("\n".join(facts.described(made)))
     versions = made.model.info["versions"]
-    print(_line("made with", ", ".join(f"{n} {v}" for n, v in versions.items())))
-
-
-class Counts(NamedTuple):
-    """How many rows there are of each kind."""
-
-    rows: int
-    normal: int
-    anomalies: int
-
-    @classmethod
-    def of(cls, semi_targets: np.ndarray) -> "Counts":
-        """Those of labels."""
-        ones = [int((semi_targets == kind).sum()) for kind in (1, -1)]
-        return cls(len(semi_targets), *ones)
-
-    def __str__(self) -> str:
-        rest = self.rows - self.normal - self.anomalies
-        return (
-            f"{self.rows}: {self.normal} known normal, {self.anomalies} known "
-            f"anomalies, {rest} unlabeled"
-        )
+    print(facts.line("made with", ", ".join(f"{n} {v}" for n, v in versions.items())))
 
 
 def read(source: str, options: Any) -> Given:
@@ -283,73 +263,3 @@ def fingerprints(made: calibrated.Calibrated, rows: Any) -> list[str]:
         rows: raw.
     """
     return [f"{one:016x}" for one in examples.fingerprints(made.model, rows).tolist()]
-
-
-def described(made: calibrated.Calibrated) -> list[str]:
-    """Lines for the terminal on what a model is.
-
-    Args:
-        made: the model.
-    """
-    (head, _), *pairs = facts(made)
-    return [head, *(_line(name, text) for name, text in pairs)]
-
-
-def facts(made: calibrated.Calibrated) -> list[tuple[str, str]]:
-    """What a model is: its head, then names and texts, which go on where a name is
-    empty.
-
-    Args:
-        made: the model.
-    """
-    model, command = made.model, made.details.get("command", {})
-    head = model.info["method"]
-    if command:
-        head += f" on {command['source']}, seed {command['seed']}"
-    found = [(head, "")]
-    if command:
-        found.append(("rows", str(Counts(*command["counts"]))))
-        if command["label"]:
-            meant = [f"{n}={','.join(command[n])}" for n in ("anomaly", "normal")]
-            found.append(("label", f"{command['label']}: {'; '.join(meant)}"))
-    found += _of_columns(model, command.get("ignored", []))
-    found += _of_threshold(made)
-    for i, sentence in enumerate(command.get("evaluation", [])):
-        found.append(("" if i else "evaluation", sentence))
-    return found
-
-
-def _of_columns(model: Any, ignored: list[str]) -> list[tuple[str, str]]:
-    scaling = model.preprocessing
-    if not isinstance(scaling, columns.Columns):
-        return [("examples", "x".join(map(str, model.info["shape"])))]
-    kinds = list(scaling.kinds.values())
-    shown = [f"{kinds.count(kind)} of {kind}" for kind in dict.fromkeys(kinds)]
-    found = [("columns", f"{', '.join(shown)}; {len(scaling.feature_names)} features")]
-    found += [("", sentence) for sentence in tables.describe(scaling)]
-    found += [("", f"column {name!r} is ignored") for name in ignored]
-    return found
-
-
-def _of_threshold(made: calibrated.Calibrated) -> list[tuple[str, str]]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # said when it was fitted
-        limit = made.threshold
-    rate, count = f"{100 * made.false_alarm_rate:g} %", sum(map(len, made.scores))
-    if made.way == "none":
-        meaning = f"above it are {rate} of the training rows; of others it says nothing"
-        return [("threshold", f"{limit:.6g}"), ("", meaning)]
-    held = f"{count} rows held out for it" + " in turn" * (made.way == "cross")
-    if np.isinf(limit):
-        return [("threshold", f"none for a false alarm rate of {rate}: {held}")]
-    meaning = (
-        f"a score above it is an alarm: at most {rate} of new normal rows, on average, "
-        "provided that they are like those"
-    )
-    return [("threshold", f"{limit:.6g}, by {held}"), ("", meaning)]
-
-
-def _line(name: str, text: Any) -> str:
-    return textwrap.fill(
-        str(text), 88, initial_indent=f"  {name:14s} ", subsequent_indent=" " * 17
-    )

@@ -183,7 +183,7 @@ def evaluate(
     against = "known normal" if kind else "unlabeled"
     normals, anomalous = (np.concatenate(each) for each in zip(*relative, strict=True))
     measured = evaluation.measured(found, against, rate)
-    return measured._replace(relative=(normals, anomalous))
+    return dataclasses.replace(measured, relative=(normals, anomalous))
 
 
 def _relative(scores, is_anomaly, limit, others):

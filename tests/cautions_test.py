@@ -16,10 +16,14 @@ def test_a_constant_network_has_collapsed():
 
 
 def test_few_labels_are_called_few():
-    assert not cautions.of_numbers(10, 20, 20) and not cautions.of_numbers(None, 20, 20)
-    assert "Only 9 anomalies" in cautions.of_numbers(9, 20, 20)[0]
-    assert "a rough guess" in cautions.of_numbers(None, 19, 20)[0]
-    assert "Nothing can be said" in cautions.of_numbers(None, 20, 0)[0]
+    def said(known, normal, anomalous, method="ssad"):
+        labels = np.repeat([0, 1], [normal, anomalous])
+        return " ".join(cautions.of_numbers(method, known, labels))
+
+    assert said(10, 20, 20) == said(None, 20, 20) == said(0, 20, 20, "kde") == ""
+    assert "Only 9 anomalies" in said(9, 20, 20)
+    assert "19 normal and 20 anomalous examples: these are few" in said(None, 19, 20)
+    assert "Nothing can be said" in said(None, 20, 0)
 
 
 def test_training_that_taught_nothing_is_named():

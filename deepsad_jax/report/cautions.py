@@ -8,6 +8,7 @@ import numpy as np
 from deepsad_jax.report.thresholds import percent
 
 _FEW_KNOWN = 10  # known anomalies in training
+_LEARN = ("deep_sad", "m2", "m1_m2", "supervised", "ssad")  # from anomalies
 _FEW_TESTED = 20  # of a kind, below which intervals are wide whatever they are
 _DRIFT = 0.2  # distance of two distribution functions, and no less than by chance
 _SAMPLE = 20_000  # rows of either part
@@ -24,15 +25,18 @@ def of_scores(scores: np.ndarray) -> list[str]:
     ]
 
 
-def of_numbers(known: int | None, normal: int, anomalous: int) -> list[str]:
+def of_numbers(method: str, known: int | None, labels: np.ndarray) -> list[str]:
     """Whether there are too few labels.
 
     Args:
-        known: known anomalies of the training; None if the method looks at none.
-        normal, anomalous: examples of the evaluation.
+        method: its name.
+        known: known anomalies of the training, if that is known.
+        labels: of the evaluation, 0 normal, 1 anomaly, `[n]`.
     """
     said = []
-    if known is not None and known < _FEW_KNOWN:
+    anomalous = int((labels == 1).sum())
+    normal = len(labels) - anomalous
+    if method in _LEARN and known is not None and known < _FEW_KNOWN:
         said.append(
             f"Only {known} anomalies were known in training: another choice of them "
             "may give another result."

@@ -10,7 +10,7 @@ from deepsad_jax import evaluation, metrics
 from deepsad_jax.report import cautions, charts, page, thresholds
 from deepsad_jax.report.thresholds import percent
 
-_GROUPS = {
+GROUPS = {
     "normal": "known normal",
     "unlabelled": "unlabeled",
     "anomaly": "known anomalous",
@@ -37,6 +37,8 @@ class Fit(NamedTuple):
             the scores.
         unit: what else there is to say of the scale of the scores.
         threshold: above which it raises an alarm, if it has one.
+        groups: where there is no history of them, (group, rows, mean squared distance
+            to the center, entropy bound) after training.
         references: scores of what it is compared with, by name.
         examples: what `examples.shown` gives.
         details: pairs of a name and a value, for the end of the page.
@@ -54,6 +56,7 @@ class Fit(NamedTuple):
     area: tuple[float, float, float] | None = None
     unit: str = ""
     threshold: float | None = None
+    groups: Sequence[tuple[str, int, float, float]] = ()
     references: Mapping[str, np.ndarray] = {}  # noqa: RUF012
     examples: Mapping[str, Sequence[Any]] = {}  # noqa: RUF012
     details: Sequence[tuple[str, str]] = ()
@@ -112,24 +115,23 @@ def auroc(fit: Fit) -> tuple[float, float, float] | None:
 def _figures(fit, sweep) -> list[tuple[str, str, str]]:
     if (area := auroc(fit)) is None:
         return []
-    value, low, high = area
-    found = [
-        (
-            "AUROC",
-            percent(value),
-            f"95 % interval {percent(low)} to {percent(high)}: how often an anomaly "
-            "has a higher score than a normal example",
-        ),
-        (
-            "Average precision",
-            percent(metrics.average_precision(fit.labels, fit.scores)),
-            f"a random order has {percent(sweep.anomalous / len(fit.labels))}",
-        ),
-    ]
+    meaning = "how often an anomaly has a higher score than a normal example"
+    found = [("AUROC", percent(area[0]), f"{_interval(*area[1:])}: {meaning}")]
+    if sweep.normal and sweep.anomalous:
+        average = metrics.average_precision(fit.labels, fit.scores)
+        ends = evaluation.average_precision_interval(fit.labels, fit.scores)
+        chance = percent(sweep.anomalous / len(fit.labels))
+        meaning = f"{_interval(*ends)}; a random order has {chance}"
+        found.append(("Average precision", percent(average), meaning))
     for name, scores in fit.references.items():
-        other = percent(metrics.auroc(fit.labels, scores))
-        found.append((f"AUROC, {name}", other, "on the same examples"))
+        value = metrics.auroc(fit.labels, scores)
+        ends = evaluation.auroc_interval(value, sweep.anomalous, sweep.normal)
+        found.append((f"AUROC, {name}", percent(value), _interval(*ends)))
     return found
+
+
+def _interval(low, high) -> str:
+    return f"95 % interval {percent(low)} to {percent(high)}"
 
 
 def _histogram(fit, sweep) -> tuple[charts.Chart, np.ndarray]:
@@ -215,7 +217,7 @@ def _losses(history) -> list[charts.Chart]:
 def _groups(history) -> list[charts.Chart]:
     """Section 3 of the paper: how far apart the groups are, and how spread."""
     values = history.get("train", {})
-    if not any(f"distance_{group}" in values for group in _GROUPS):
+    if not any(f"distance_{group}" in values for group in GROUPS):
         return []
     distance = _of_groups(values, "distance", 1.0)
     entropy, bound = _of_groups(values, "log_det", 0.5), "of a Gaussian as correlated"
@@ -249,7 +251,7 @@ def _groups(history) -> list[charts.Chart]:
 def _of_groups(values, quantity, factor) -> list[charts.Series]:
     """A line for each group of which something is known."""
     found = []
-    for group, name in _GROUPS.items():
+    for group, name in GROUPS.items():
         series = factor * np.asarray(values.get(f"{quantity}_{group}", ()), float)
         if np.isfinite(series).any():
             epochs = np.arange(1, len(series) + 1)

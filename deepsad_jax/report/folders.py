@@ -81,12 +81,15 @@ def page_of(
     Raises:
         ValueError: if the folder is none of these, or damaged.
     """
-    if (folder / "comparison.json").exists():
-        return many.written(_comparison(folder, base or folder))
-    if (folder / "summary.json").exists():
-        return many.written(_sweep(folder, base or folder))
-    if (folder / "results.json").exists():
-        return fits.written(_run(folder, reasons))
+    try:
+        if (folder / "comparison.json").exists():
+            return many.written(_comparison(folder, base or folder))
+        if (folder / "summary.json").exists():
+            return many.written(_sweep(folder, base or folder))
+        if (folder / "results.json").exists():
+            return fits.written(_run(folder, reasons))
+    except KeyError as error:
+        raise ValueError(f"{folder} is damaged: it has no {error}") from error
     if (folder / "_CHECKPOINT_METADATA").exists():
         from deepsad_jax.report import models
 
@@ -156,9 +159,7 @@ def groups(
 
 def _doubts(results, made) -> list[str]:
     known = results.get("n_known_outlier") if results.get("trained") else None
-    said = cautions.of_numbers(
-        known, int((made.labels == 0).sum()), int((made.labels == 1).sum())
-    )
+    said = cautions.of_numbers(made.method, known, made.labels)
     if area := fits.auroc(made):
         said += cautions.of_figures(*area[:2], results.get("untrained_auroc"))
     return [*said, *cautions.of_drift(results.get("drift") or ())]
@@ -202,17 +203,17 @@ def _sentences(results) -> list[str]:
     if "n_train" in results:
         known = results["n_known_normal"], results["n_known_outlier"]
         count = results["n_train"]
-        verb = (
-            "was trained on" if results.get("trained", True) else "took its scale from"
-        )
-        said.append(
-            f"{results['method']} {verb} {count} examples of {data}{network}: "
-            f"{known[0]} known normal, {known[1]} known anomalous, "
-            f"{count - sum(known)} unlabeled. Its seed is {seed}."
-        )
+        if results.get("trained", True):
+            said.append(
+                f"{results['method']} was trained on {count} examples of {data}"
+                f"{network}: {known[0]} known normal, {known[1]} known anomalous, "
+                f"{count - sum(known)} unlabeled. Its seed is {seed}."
+            )
+        else:
+            said.append(f"{results['method']} was only evaluated, on {data}{network}.")
         said.append(f"The label is {results['label']}.")
         said.append(
-            f"It was then tested on {results['n_test']} examples, "
+            f"It was tested on {results['n_test']} examples, "
             f"{results['n_test_outlier']} of them anomalous. The higher a score, the "
             "more anomalous the example."
         )
@@ -224,12 +225,10 @@ def _sentences(results) -> list[str]:
 
 
 def _times(results) -> list[tuple[str, str, str]]:
-    names = (("ae_train_seconds", "Pretraining"), ("train_seconds", "Training"))
-    return [
-        (label, f"{results[name]:.1f} s", "compilation included")
-        for name, label in names
-        if results.get(name) is not None
-    ]
+    names = (("ae_train_seconds", "pretraining"), ("train_seconds", "training"))
+    parts = {label: results[n] for n, label in names if results.get(n) is not None}
+    said = ", ".join(f"{label} {seconds:.1f} s" for label, seconds in parts.items())
+    return [("Time", f"{sum(parts.values()):.1f} s", said)] if parts else []
 
 
 def _details(results, folder) -> list[tuple[str, str]]:
@@ -250,8 +249,11 @@ def _sweep(folder, base) -> many.Many:
     results, unfinished = many.finished(folder)
     methods = list(dict.fromkeys(row["method"] for row in rows))
     settings = list(dict.fromkeys(row["setting"] for row in rows))
-    means = [100 * row["auroc_mean"] for row in rows]
-    pictures = many.bars(means, [100 * row["auroc_std"] for row in rows])
+    means, stds = (
+        [None if row.get(name) is None else 100 * row[name] for row in rows]
+        for name in ("auroc_mean", "auroc_std")
+    )
+    pictures = many.bars(means, stds)
     lines = []
     for row, picture in zip(rows, pictures, strict=True):
         line = [many.Cell(row["method"]), many.Cell(row["setting"])]
@@ -264,6 +266,15 @@ def _sweep(folder, base) -> many.Many:
     columns = ["method", "setting", "runs"]
     columns += [*(f"{label}, %" for label, _ in _SWEEP), "AUROC"]
     data = _stem(str(config.get("data", {}).get("name", "")))
+    ranks = many.ranks_of(
+        "Average ranks by AUROC",
+        (
+            (row["method"], row["setting"], row["auroc_mean"])
+            for row in rows
+            if "-all-" not in row["setting"]  # the mean of others
+            and row.get("auroc_mean") is not None
+        ),
+    )
     return many.Many(
         title=f"Sweep of {', '.join(methods)}" + f" on {data}" * bool(data),
         sentences=[
@@ -272,22 +283,14 @@ def _sweep(folder, base) -> many.Many:
             "example."
         ],
         cautions=many.cautions(results, unfinished, min(row["runs"] for row in rows)),
-        figures=[many.best(rows, "auroc_mean", "auroc_std", 100)],
         tables=[
+            *ranks,
             many.Table(
                 *("Means over the runs", columns, lines),
                 "Mean ± standard deviation over the runs, not of their mean.",
             ),
             many.runs(base, folder, results),
         ],
-        ranks=many.ranks_of(
-            "Average ranks by AUROC",
-            (
-                (row["method"], row["setting"], row["auroc_mean"])
-                for row in rows
-                if "-all-" not in row["setting"]  # the mean of others
-            ),
-        ),
         details=many.described(config),
     )
 
@@ -300,55 +303,40 @@ def _comparison(folder, base) -> many.Many:
     data = list(dict.fromkeys(row["data"] for row in rows))
     compared = [row["within"] for row in rows if row["within"] is not None]
     published = [row for row in rows if row["published_mean"] is not None]
-    if summary:
-        ranks = [
-            many.ranked(_title(one), one["average_ranks"], one["critical_difference"])
-            for one in summary
-            if one["average_ranks"]
-        ]
-    else:
-        cells = ((r["method"], f"{r['data']} {r['setting']}", r["mean"]) for r in rows)
-        ranks = many.ranks_of("Average ranks by AUROC", cells)
-    return many.Many(
-        title=f"Comparison with published figures: {about.get('table', 'ADBench')}",
-        sentences=[
-            f"{', '.join(methods)} on {', '.join(data)}: {len(rows)} cells of "
-            f"{len(results)} runs, {len(published)} of them beside a published figure. "
+    cells = ((r["method"], f"{r['data']} {r['setting']}", r["mean"]) for r in rows)
+    ranks = [_ranked(one) for one in summary if one["average_ranks"]]
+    ranks = ranks or many.ranks_of("Average ranks by AUROC", cells)
+    sentences = [
+        f"{', '.join(methods)} on {', '.join(data)}: {len(rows)} cells of "
+        f"{len(results)} runs, {len(published)} of them beside a published figure."
+    ]
+    if compared:
+        sentences.append(
             f"{sum(compared)} of {len(compared)} that can be tested are within the "
             "spread of the published ones (Welch's test at 5 %)."
-        ],
+        )
+    return many.Many(
+        title=f"Comparison with published figures: {about.get('table', 'ADBench')}",
+        sentences=sentences,
         cautions=many.cautions(results, unfinished, min(row["runs"] for row in rows)),
-        figures=[many.best(_of_auroc(rows), "mean", "std")],
-        tables=[*_summaries(summary), _cells(rows), many.runs(base, folder, results)],
-        ranks=ranks,
+        tables=[*ranks, _cells(rows), many.runs(base, folder, results)],
         details=many.described(about),
     )
 
 
-def _of_auroc(rows):
-    own = [row for row in rows if row["setting"].get("metric", "auroc") == "auroc"]
-    return [{**row, "setting": many.plain(row["setting"])} for row in own or rows]
-
-
-def _title(one) -> str:
+def _ranked(one) -> many.Table:
+    """What `experiments.adbench` says of a metric and a share of labels."""
     name = {"auroc": "AUROC", "average_precision": "average precision"}[one["metric"]]
     share, tables = f"{one['percent']} % labeled", f"over {one['tables']} tables"
-    return f"Average ranks by {name}, {share}, {tables}"
-
-
-def _summaries(summary) -> list[many.Table]:
-    lines = []
-    for one in summary:
-        for method, mean in one["means"].items():
-            p = one["p_value_against_deep_sad"].get(method)
-            cells = [many.Cell(one["metric"]), many.number(one["percent"], "g")]
-            cells += [many.Cell(method), many.number(mean, ".1f")]
-            cells += [many.number(one["average_ranks"].get(method), ".2f")]
-            lines.append([*cells, many.number(p, ".2g")])
-    columns = ["metric", "labeled, %", "method", "mean, %", "average rank"]
-    columns.append("p against deep_sad")
-    note = "p is of Wilcoxon's signed ranks over the tables."
-    return [many.Table("Means over the tables", columns, lines, note)] if lines else []
+    return many.ranked(
+        f"Average ranks by {name}, {share}, {tables}",
+        one["average_ranks"],
+        one["critical_difference"],
+        {
+            "mean, %": one["means"],
+            "p against deep_sad (Wilcoxon)": one["p_value_against_deep_sad"],
+        },
+    )
 
 
 def _cells(rows) -> many.Table:

@@ -47,20 +47,9 @@ class Table(NamedTuple):
     rows: Sequence[Sequence[Cell]]
     note: str = ""
 
-
-class Ranks(NamedTuple):
-    """Average ranks over data sets or settings, and what they can tell apart.
-
-    Attributes:
-        title: what is ranked.
-        rows: (method, rank, letters, picture), the best first; two methods that share a
-            letter are not told apart.
-        difference: of two ranks, from which on it is significant.
-    """
-
-    title: str
-    rows: Sequence[tuple[str, float, str, Any]]
-    difference: float
+    def is_number(self, column: int) -> bool:
+        """Whether a column holds numbers."""
+        return any(row[column].value is not None for row in self.rows)
 
 
 class Many(NamedTuple):
@@ -70,18 +59,14 @@ class Many(NamedTuple):
         title: of the page.
         sentences: what was done.
         cautions: what a reader should doubt.
-        figures: (name, value, what it means).
         tables: in their order.
-        ranks: in their order.
         details: pairs of a name and a value.
     """
 
     title: str
     sentences: Sequence[str]
     cautions: Sequence[str]
-    figures: Sequence[tuple[str, str, str]]
     tables: Sequence[Table]
-    ranks: Sequence[Ranks]
     details: Sequence[tuple[str, str]]
 
 
@@ -138,12 +123,13 @@ def spread(mean: float | None, std: float | None, form: str = ".1f") -> Cell:
     return Cell(f"{mean:{form}}" + ("" if std is None else f" ± {std:{form}}"), mean)
 
 
-def bars(means: Sequence[float], stds: Sequence[float | None]) -> list[Cell]:
-    """A picture of each mean and its deviation, all on one scale."""
-    low = min(m - (s or 0) for m, s in zip(means, stds, strict=True))
-    high = max(m + (s or 0) for m, s in zip(means, stds, strict=True))
+def bars(means: Sequence[float | None], stds: Sequence[float | None]) -> list[Cell]:
+    """A picture of each mean and its deviation, if there is one, all on one scale."""
+    known = [(m, s or 0) for m, s in zip(means, stds, strict=True) if m is not None]
+    low = min((m - s for m, s in known), default=0.0)
+    high = max((m + s for m, s in known), default=1.0)
     return [
-        Cell("", svg=_bar(m, s or 0, low, high))
+        Cell("") if m is None else Cell("", svg=_bar(m, s or 0, low, high))
         for m, s in zip(means, stds, strict=True)
     ]
 
@@ -163,15 +149,21 @@ def _bar(middle, half, low, high):
     return markupsafe.Markup(svg)
 
 
-def ranked(title: str, ranks: dict[str, float], difference: float) -> Ranks:
-    """Average ranks as a page shows them.
+def ranked(
+    title: str,
+    ranks: dict[str, float],
+    difference: float,
+    more: dict[str, dict[str, float]] | None = None,
+) -> Table:
+    """Average ranks, and which of them are told apart.
 
     Args:
         title: what is ranked.
         ranks: average rank of each method, 1 is the best.
         difference: of two ranks, from which on it is significant.
+        more: further columns, the numbers of methods by name.
     """
-    order = sorted(ranks, key=lambda name: ranks[name])
+    order, more = sorted(ranks, key=lambda name: ranks[name]), more or {}
     letters, last = dict.fromkeys(order, ""), -1
     groups = iter("abcdefghijklmnopqrstuvwxyz")
     for i, name in enumerate(order):
@@ -179,15 +171,24 @@ def ranked(title: str, ranks: dict[str, float], difference: float) -> Ranks:
         if i + len(same) - 1 > last:  # a group that is not within one before
             last, letter = i + len(same) - 1, next(groups, "?")
             letters |= {n: letters[n] + letter for n in same}
-    cells = bars([ranks[n] for n in order], [None] * len(order))
+    pictures = bars([ranks[n] for n in order], [None] * len(order))
     rows = [
-        (name, ranks[name], letters[name], cell.svg)
-        for name, cell in zip(order, cells, strict=True)
+        [
+            *(Cell(name), number(ranks[name], ".2f"), Cell(letters[name]), picture),
+            *(number(values.get(name), ".3g") for values in more.values()),
+        ]
+        for name, picture in zip(order, pictures, strict=True)
     ]
-    return Ranks(title, rows, difference)
+    columns = ["method", "average rank", "group", "left is better", *more]
+    note = (
+        "Rank 1 is the best. Methods that share a letter are not told apart: their "
+        f"ranks differ by less than the critical difference, {difference:.2f} "
+        "(Nemenyi's test at 5 %)."
+    )
+    return Table(title, columns, rows, note)
 
 
-def ranks_of(title: str, values: Iterable[tuple[str, str, float]]) -> list[Ranks]:
+def ranks_of(title: str, values: Iterable[tuple[str, str, float]]) -> list[Table]:
     """Ranks over blocks in which all methods have a value; none if there are too few.
 
     Args:
@@ -251,17 +252,6 @@ def finished(folder: pathlib.Path) -> tuple[dict[pathlib.Path, dict], int]:
         except ValueError as error:
             raise ValueError(f"{path} is damaged: {error}") from error
     return results, unfinished
-
-
-def best(
-    rows: Sequence[dict], mean: str, std: str, factor: float = 1
-) -> tuple[str, str, str]:
-    """The figure of the row with the highest mean."""
-    top = max(rows, key=lambda row: row[mean])
-    value = f"{factor * top[mean]:.1f} %"
-    where = ", ".join(str(top[n]) for n in ("method", "data", "setting") if top.get(n))
-    more = "" if top[std] is None else f", standard deviation {factor * top[std]:.1f}"
-    return "Highest mean AUROC", value, f"{where}{more}; {int(top['runs'])} runs"
 
 
 def described(content: dict[str, Any]) -> list[tuple[str, str]]:

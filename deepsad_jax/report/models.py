@@ -8,11 +8,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from deepsad_jax import calibrated, fitting
+from deepsad_jax import calibrated, facts, held_out, metrics
 from deepsad_jax import model as models
 from deepsad_jax.data import frames
 from deepsad_jax.report import cautions, examples, fits, folders, many
 
+_MOST = 20_000  # rows of which the groups are measured
 _KINDS = {
     1: ("known normal", "normal"),
     0: ("unlabeled", "unlabeled"),
@@ -58,13 +59,13 @@ def known(folder: str | os.PathLike, given: Rows | None = None) -> fits.Fit:
         limit = made.threshold if np.isfinite(made.threshold) else None
     scores, labels, kinds = _scores(made, command)
     is_relative = "relative" in command
-    counts = fitting.Counts(*command["counts"]) if command else None
+    counts = facts.Counts(*command["counts"]) if command else None
     area = command.get("area")
     return fits.Fit(
-        title=fitting.facts(made)[0][0],
+        title=facts.pairs(made)[0][0],
         method=made.model.info["method"],
         sentences=_sentences(made, counts, given),
-        cautions=_doubts(counts, labels, area),
+        cautions=_doubts(made, counts, labels, area),
         scores=scores,
         labels=labels,
         kinds=kinds,
@@ -72,6 +73,7 @@ def known(folder: str | os.PathLike, given: Rows | None = None) -> fits.Fit:
         area=area and tuple(area),
         figures=_threshold(made, limit),
         threshold=1.0 if is_relative else limit,
+        groups=[] if given is None else _groups(made, given),
         unit=", 1 is the threshold" * is_relative,
         examples={} if given is None else _examples(made, given, limit),
         details=_details(made),
@@ -120,7 +122,7 @@ def _threshold(made, limit) -> list[tuple[str, str, str]]:
 def _details(made) -> list[tuple[str, str]]:
     found: dict[str, Any] = {}
     name = ""
-    for own, text in fitting.facts(made)[1:]:
+    for own, text in facts.pairs(made)[1:]:
         name = own or name
         found[name] = f"{found[name]}; {text}" if name in found else text
     return many.described({**found, "made with": dict(made.model.info["versions"])})
@@ -141,9 +143,9 @@ def _scores(made, command):
     )
 
 
-def _doubts(counts, labels, area) -> list[str]:
+def _doubts(made, counts, labels, area) -> list[str]:
     known = None if counts is None else counts.anomalies
-    said = cautions.of_numbers(known, int((labels == 0).sum()), int(labels.sum()))
+    said = cautions.of_numbers(made.model.info["method"], known, labels)
     return [*said, *(cautions.of_figures(area[0], area[1], None) if area else ())]
 
 
@@ -155,11 +157,33 @@ def _history(details) -> dict[str, dict[str, np.ndarray]]:
     }
 
 
+def _groups(made, given) -> list[tuple[str, int, float, float]]:
+    """Section 3 of the paper, of the rows of the training, once it is over."""
+    center = made.model.variables.get("center")
+    if center is None or not hasattr(made.model.objective, "embed"):
+        return []
+    targets = given.semi_targets
+    places = np.arange(len(targets))
+    if len(places) > _MOST:
+        places = np.sort(np.random.default_rng(0).choice(places, _MOST, replace=False))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # they are rows of the training
+        z = models.embed(made.model, held_out.chosen(given.rows, places))
+    found = metrics.Moments.of(z, targets[places], center).compute()
+    said = []
+    for group, kind in metrics.GROUPS.items():
+        if count := int((targets[places] == kind).sum()):
+            values = (found[f"{name}_{group}"] for name in ("distance", "isotropic"))
+            distance, bound = map(float, values)
+            said.append((fits.GROUPS[group], count, distance, bound / 2))
+    return said
+
+
 def _examples(made, given, limit) -> dict[str, list[examples.Shown]]:
     """Unlabeled rows, which are those that nobody has looked at, if there are any."""
     free = np.flatnonzero(given.semi_targets == 0)
     free = free if len(free) else np.arange(len(given.semi_targets))
-    rows = fitting.held_out.chosen(given.rows, free)
+    rows = held_out.chosen(given.rows, free)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # they are rows of the training
         scores = models.score(made.model, rows)

@@ -4,7 +4,7 @@ import functools
 import pathlib
 from typing import Any
 
-_TEMPLATES = pathlib.Path(__file__).parent / "templates"
+TEMPLATES = pathlib.Path(__file__).parent / "templates"
 
 
 def render(template: str, **content: Any) -> str:
@@ -27,13 +27,13 @@ def _environment():
     import markupsafe
 
     made = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_TEMPLATES),
+        loader=jinja2.FileSystemLoader(TEMPLATES),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
     made.globals["inline"] = lambda name: markupsafe.Markup(
-        (_TEMPLATES / name).read_text(encoding="utf-8")
+        (TEMPLATES / name).read_text(encoding="utf-8")
     )
     return made

@@ -29,7 +29,7 @@ for (const table of document.querySelectorAll("table.sortable")) {
   const name = table.dataset.name;
   const filter = document.querySelector(`input[data-table="${name}"]`);
   const count = document.querySelector(`[data-count="${name}"]`);
-  filter.addEventListener("input", () => {
+  filter?.addEventListener("input", () => {
     const words = filter.value.toLowerCase().split(/\s+/).filter(Boolean);
     let shown = 0;
     for (const row of body.rows) {
