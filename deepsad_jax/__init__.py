@@ -23,6 +23,7 @@ _FROM = {
     **dict.fromkeys(("Stage", "training_set"), "training"),
 }
 _MODULES = (
+    "attributions",
     "calibrated",
     "checkpoints",
     "columns",
@@ -33,6 +34,8 @@ _MODULES = (
     "epochs",
     "estimators",
     "evaluation",
+    "examples",
+    "explanations",
     "fields",
     "generative",
     "held_out",
@@ -50,6 +53,7 @@ _MODULES = (
     "preprocessing",
     "selection",
     "streams",
+    "suggestions",
     "tables",
     "torch_weights",
     "training",

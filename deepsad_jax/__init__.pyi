@@ -1,3 +1,4 @@
+from deepsad_jax import attributions as attributions
 from deepsad_jax import calibrated as calibrated
 from deepsad_jax import checkpoints as checkpoints
 from deepsad_jax import columns as columns
@@ -8,6 +9,8 @@ from deepsad_jax import dual as dual
 from deepsad_jax import epochs as epochs
 from deepsad_jax import estimators as estimators
 from deepsad_jax import evaluation as evaluation
+from deepsad_jax import examples as examples
+from deepsad_jax import explanations as explanations
 from deepsad_jax import fields as fields
 from deepsad_jax import generative as generative
 from deepsad_jax import held_out as held_out
@@ -25,6 +28,7 @@ from deepsad_jax import parallel as parallel
 from deepsad_jax import preprocessing as preprocessing
 from deepsad_jax import selection as selection
 from deepsad_jax import streams as streams
+from deepsad_jax import suggestions as suggestions
 from deepsad_jax import tables as tables
 from deepsad_jax import torch_weights as torch_weights
 from deepsad_jax import training as training

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from deepsad_jax import checkpoints, decisions
+from deepsad_jax import examples as kept_examples
 from deepsad_jax import model as models
 
 WAYS = ("split", "cross", "none")
@@ -46,6 +47,7 @@ class Calibrated:
         false_alarm_rate: that is asked for, in (0, 1).
         folds: the models of "cross".
         details: what else travels along, as JSON.
+        examples: some rows of the training; None in models of version 0.2.
     """
 
     model: models.Model
@@ -54,6 +56,7 @@ class Calibrated:
     false_alarm_rate: float = 0.05
     folds: tuple[models.Model, ...] = ()
     details: dict[str, Any] = dataclasses.field(default_factory=dict)
+    examples: kept_examples.Examples | None = None
 
     def __post_init__(self):
         decisions.check_rate("false_alarm_rate", self.false_alarm_rate)
@@ -143,6 +146,9 @@ class Calibrated:
             more, content = models.described(fold)
             mine["folds"].append([len(leaves), content])
             leaves += more
+        if self.examples is not None:
+            mine["examples"] = len(leaves)
+            leaves += self.examples
         return leaves, {**meta, "calibration": mine}
 
     def __reduce__(self):
@@ -202,6 +208,9 @@ def rebuilt(
     if not all(np.isfinite(one).all() and one.ndim == 1 for one in scores):
         raise ValueError("its calibration scores are not finite numbers")
     folds = [models.rebuilt(leaves[at:], content, own) for at, content in mine["folds"]]
+    kept = None
+    if at := mine.get("examples"):
+        kept = kept_examples.Examples(*map(np.asarray, leaves[at : at + 4]))
     return Calibrated(
         models.rebuilt(leaves, meta, own),
         scores,
@@ -209,4 +218,5 @@ def rebuilt(
         mine["false_alarm_rate"],
         tuple(folds),
         mine["details"],
+        kept,
     )

@@ -3,7 +3,11 @@
     deepsad fit parts.csv --label=status --anomaly=broken --normal=ok --model=pump
     deepsad score pump new.csv -o scored.csv
     deepsad evaluate pump labelled.csv
+    deepsad explain pump new.csv
+    deepsad suggest pump new.csv -o label.html
+    deepsad fit new.csv --labels=labels.csv --from=pump --model=pump2
     deepsad info pump
+    deepsad report pump
 
 Tables are CSV of any kind, or Parquet; images lie in a folder with folders normal,
 anomaly and unlabeled. "-" is the standard input or output. Nothing is overwritten.
@@ -27,9 +31,20 @@ METHODS = (
     *("deep_sad", "deep_svdd", "autoencoder", "vae", "m2", "m1_m2", "supervised"),
     *("ssad", "kde"),
 )
-_WRITES = {"fit": "model", "score": "output"}
+# What a model that goes on from another one has from that.
+_OF_MODEL = (
+    *("ignore", "false_alarm_rate", "calibration", "evaluate", "method"),
+    *("scaling", "seed"),
+)
+_WRITES = {"fit": "model", **dict.fromkeys(("score", "explain", "suggest"), "output")}
+_PLACES = {
+    **dict.fromkeys(("score", "evaluate"), "scoring"),
+    **dict.fromkeys(("explain", "suggest"), "asking"),
+    "report": "report.folders",
+}
+# Those of `suggestions`, which takes a while to import.
+STRATEGIES = ("mixture", "anomalous", "uncertain", "diverse")
 _TAB = " " * 6
-_HELP = {"--help", "-help", "-h", "--helpshort", "--helpfull"}
 
 
 class Command(NamedTuple):
@@ -111,6 +126,15 @@ def _fit_flags() -> flags.FlagValues:
         "Whether to fit again for an evaluation on the labeled rows.",
         flag_values=values,
     )
+    flags.DEFINE_string(
+        "from",
+        None,
+        "Model to go on from, on the file of which `deepsad suggest` has picked rows.",
+        flag_values=values,
+    )
+    flags.DEFINE_string(
+        "labels", None, "What an expert has said of these rows.", flag_values=values
+    )
     flags.DEFINE_enum("method", METHODS[0], METHODS, "How.", flag_values=values)
     flags.DEFINE_enum(
         "scaling",
@@ -144,11 +168,55 @@ def _score_flags() -> flags.FlagValues:
     return values
 
 
+def _page_flags(shows: str) -> flags.FlagValues:
+    values = flags.FlagValues()
+    flags.DEFINE_string(
+        "output", None, f"New page (.html) {shows}.", short_name="o", flag_values=values
+    )
+    _of_labels(values, " That of the fit by default.")
+    _of_files(values, "that of the fit")
+    return values
+
+
+def _explain_flags() -> flags.FlagValues:
+    values = _page_flags("that shows the same, with the nearest known rows")
+    flags.DEFINE_integer(
+        "top", 20, "How many of the most anomalous rows.", 1, flag_values=values
+    )
+    return values
+
+
+def _suggest_flags() -> flags.FlagValues:
+    values = _page_flags("on which an expert labels them, and saves labels.csv")
+    flags.DEFINE_integer("number", 20, "How many rows.", 1, flag_values=values)
+    flags.DEFINE_enum(
+        "strategy",
+        STRATEGIES[0],
+        STRATEGIES,
+        "The most anomalous rows; those around the threshold; those that are unlike "
+        "each other; or a mixture.",
+        flag_values=values,
+    )
+    return values
+
+
 def _evaluate_flags() -> flags.FlagValues:
     values = flags.FlagValues()
     _of_labels(values, " That of the fit by default.")
     _of_decisions(values, None)
     _of_files(values, "that of the fit")
+    return values
+
+
+def _report_flags() -> flags.FlagValues:
+    values = flags.FlagValues()
+    flags.DEFINE_string(
+        "output",
+        None,
+        "New file to write; report.html in the folder by default.",
+        short_name="o",
+        flag_values=values,
+    )
     return values
 
 
@@ -158,7 +226,16 @@ COMMANDS = {
     "evaluate": Command(
         "MODEL FILE", "Says how good a model is on labeled rows.", 2, _evaluate_flags()
     ),
+    "explain": Command(
+        "MODEL FILE", "Says why rows are anomalous.", 2, _explain_flags()
+    ),
+    "suggest": Command(
+        "MODEL FILE", "Picks the rows to label next.", 2, _suggest_flags()
+    ),
     "info": Command("MODEL", "Says what a model is.", 1, flags.FlagValues()),
+    "report": Command(
+        "FOLDER", "Writes a page about a model, a run or many.", 1, _report_flags()
+    ),
 }
 for _command in COMMANDS.values():
     _command.flags["verbosity"] = flags.FLAGS["verbosity"]
@@ -173,13 +250,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     """
     console.begin(console.Stop())
     name, *arguments = list(sys.argv if argv is None else argv)[1:] or [""]
-    if name in _HELP or (name == "help" and not arguments):
+    if name in console.HELP or (name == "help" and not arguments):
         print(_overview())
         sys.exit(0)
     if name == "--version":
         print(__version__)
         sys.exit(0)
-    if name in COMMANDS and _HELP & set(arguments):
+    if name in COMMANDS and console.HELP & set(arguments):
         print(_explained(name))
         sys.exit(0)
     try:
@@ -189,7 +266,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         _check_files(name, given, values)
         _prepare(name)
-        _function(name)(*given, values)
+        _function(name, values)(*given, values)
         sys.stdout.flush()
     except BrokenPipeError:  # who reads our output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -201,9 +278,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         console.fail(error, sentence, trace=trace)
 
 
-def _function(name: str) -> Callable[..., None]:
-    module = "scoring" if name in ("score", "evaluate") else "fitting"
-    return getattr(importlib.import_module(f"deepsad_jax.{module}"), name)
+def _function(name: str, values: flags.FlagValues) -> Callable[..., None]:
+    place = _PLACES.get(name, "fitting")
+    if name == "fit" and values["from"].value:
+        place = "continuing"
+    return getattr(importlib.import_module(f"deepsad_jax.{place}"), name)
 
 
 def _prepare(name: str) -> None:
@@ -259,6 +338,15 @@ def _check(values: flags.FlagValues) -> None:
         return
     if not values["model"].value:
         raise ValueError("--model is missing: the name of a new folder")
+    if bool(values["labels"].value) != bool(values["from"].value):
+        raise ValueError("--labels and --from belong together: answers, and who asked")
+    if values["from"].value:
+        for flag in _OF_MODEL:
+            if values[flag].present:
+                raise ValueError(
+                    f"--{flag} is that of the model of --from; leave it out"
+                )
+        return
     label, meant = values["label"].value, values["anomaly"].value
     meant = meant or values["normal"].value
     if meant and label is None:
@@ -280,13 +368,18 @@ def _check(values: flags.FlagValues) -> None:
 
 def _check_files(name: str, given: list[str], values: flags.FlagValues) -> None:
     """Raises OSError for what is not there, or is there already."""
-    *model, file = given if name != "info" else [*given, "-"]
+    *model, file = given if name not in ("info", "report") else [*given, "-"]
+    if name == "fit" and values["from"].value:
+        model = [values["from"].value]
     if model and not os.path.isdir(model[0]):
-        raise FileNotFoundError(f"there is no model {model[0]}")
-    if file != "-" and not os.path.exists(file):
-        raise FileNotFoundError(f"there is no file {file}")
+        what = "folder" if name == "report" else "model"
+        raise FileNotFoundError(f"there is no {what} {model[0]}")
+    answers = values["labels"].value if "labels" in values else None
+    for needed in (file, answers):
+        if needed not in ("-", None) and not os.path.exists(needed):
+            raise FileNotFoundError(f"there is no file {needed}")
     new = values[_WRITES[name]].value if name in _WRITES else "-"
-    if new == "-":
+    if new in ("-", None):
         return
     writing.check_new(new)
     above = os.path.dirname(os.path.abspath(new))

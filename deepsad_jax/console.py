@@ -18,10 +18,11 @@ import warnings
 from typing import Any
 
 import tqdm
-from absl import logging
+from absl import flags, logging
 
 from deepsad_jax import writing
 
+HELP = {"--help", "-help", "-h", "--helpshort", "--helpfull"}
 NOTHING_SAVED = "nothing was saved; begin again by the same command"
 _newest: tqdm.tqdm | None = None
 _OF_RUNS = "{l_bar}{bar}| {elapsed}<{remaining}{postfix}"
@@ -202,6 +203,16 @@ def begin(stop: Stop) -> None:
     # JAX tells of every accelerator that is not there.
     python_logging.getLogger("jax").setLevel(python_logging.WARNING)
     warnings.showwarning = _show_warning
+
+
+def help_if_asked() -> None:
+    """Prints what the main module says of itself, and its flags, and exits with 0, if
+    that is among the arguments."""
+    if HELP & set(sys.argv[1:]):
+        is_full = "--helpfull" in sys.argv
+        print((sys.modules["__main__"].__doc__ or "").strip() + "\n\nflags:")
+        print(flags.FLAGS.get_help() if is_full else flags.FLAGS.main_module_help())
+        sys.exit(0)
 
 
 def use_plain_lines() -> None:

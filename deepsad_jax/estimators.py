@@ -26,6 +26,7 @@ from deepsad_jax import (
     decisions,
     detectors,
     evaluation,
+    explanations,
     held_out,
     labels,
     methods,
@@ -224,6 +225,16 @@ class Detector(OutlierMixin, BaseEstimator):
             ValueError: also if calibration is None.
         """
         return self._detector().p_values(self._checked(X))
+
+    def explain(self, X: Any, *, neighbors: int = 3) -> explanations.Explanation:
+        """Why raw rows have their anomaly scores; see `explanations.explain`.
+
+        Raises:
+            ValueError: if X does not have the columns of the training.
+        """
+        return explanations.explain(
+            self._detector(), self._checked(X), neighbors=neighbors
+        )
 
     def _detector(self) -> calibrated.Calibrated:
         validation.check_is_fitted(self)

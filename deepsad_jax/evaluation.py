@@ -1,19 +1,22 @@
 """How well scores and alarms tell labeled rows, and how sure that is."""
 
+import dataclasses
 import math
 import warnings
-from collections.abc import Iterable
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 
 from deepsad_jax import labels, metrics
 
 _Z = 1.959964  # of 95 %
+_LEVEL = 0.05  # of significance of ranks
 _FEW = 20  # labeled rows of a kind, below which intervals are wide whatever they are
 
 
-class Evaluation(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
     """Measures of labeled rows that were not trained on.
 
     Attributes:
@@ -25,6 +28,8 @@ class Evaluation(NamedTuple):
         normals, false_alarms: number of other rows, and of alarms among them.
         against: what the other rows are, "known normal" or "unlabeled".
         false_alarm_rate: that the threshold was made for.
+        relative: scores of the other rows and of the known anomalies on a scale that
+            several models share, see `held_out.evaluate`; empty if unknown.
     """
 
     auroc: float
@@ -36,6 +41,9 @@ class Evaluation(NamedTuple):
     false_alarms: int
     against: str = "known normal"
     false_alarm_rate: float = 0.05
+    relative: tuple[Any, Any] = dataclasses.field(
+        default=((), ()), repr=False, compare=False
+    )
 
     def sentences(self) -> list[str]:
         """All of it in words; small numbers are called small."""
@@ -125,6 +133,31 @@ def auroc_interval(auroc: float, anomalies: int, normals: int) -> tuple[float, f
     return _root(excess, 0.0, auroc), _root(excess, 1.0, auroc)
 
 
+def average_precision_interval(
+    labels: np.ndarray, scores: np.ndarray, draws: int = 200
+) -> tuple[float, float]:
+    """The interval of 95 % of an average precision, by the bootstrap.
+
+    Args:
+        labels: 0 normal, 1 anomaly, `[n]`; some of both, which are drawn separately.
+        scores: higher = more anomalous, `[n]`.
+        draws: how often.
+    """
+    rng, found = np.random.default_rng(0), []
+    values, place = np.unique(-scores, return_inverse=True)
+    kinds = [place[labels == kind] for kind in (1, 0)]
+    for _ in range(draws):
+        hits, false = (
+            np.bincount(rng.choice(kind, len(kind)), minlength=len(values))
+            for kind in kinds
+        )
+        above = np.cumsum(hits)
+        precision = above / np.maximum(above + np.cumsum(false), 1)
+        found.append(float(hits @ precision) / len(kinds[0]))
+    low, high = np.quantile(found, (0.025, 0.975))
+    return float(low), float(high)
+
+
 def _root(excess, outside, inside):
     """Where the excess, >= 0 outside and <= 0 inside, changes its sign."""
     for _ in range(60):
@@ -141,6 +174,26 @@ def share_interval(part: int, whole: int) -> tuple[float, float]:
         _Z / (1 + weight) * math.sqrt(share * (1 - share) / whole + weight / 4 / whole)
     )
     return max(0.0, center - half), min(1.0, center + half)
+
+
+def average_ranks(values: dict[str, Sequence[float]]) -> tuple[dict[str, float], float]:
+    """Average ranks over data sets, 1 for the highest value, and their critical
+    difference (Nemenyi's test at 5 %; Demsar, JMLR 2006).
+
+    Args:
+        values: for each method a value for each data set.
+
+    Returns:
+        The average rank of each method, and the difference from which on two differ.
+    """
+    from scipy import stats
+
+    table = np.array(list(values.values()), float).T
+    ranks = np.mean(stats.rankdata(-table, axis=1), axis=0)
+    count, k = table.shape
+    quantile = stats.studentized_range.ppf(1 - _LEVEL, k, np.inf) / np.sqrt(2)
+    difference = quantile * np.sqrt(k * (k + 1) / (6 * count))
+    return dict(zip(values, ranks.tolist(), strict=True)), float(difference)
 
 
 def labeled_auroc(estimator: Any, X: Any, y: Any) -> float:

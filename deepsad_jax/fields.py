@@ -12,6 +12,7 @@ import numpy as np
 
 from deepsad_jax.data import frames
 
+_NAMED = 3  # usual values that are named
 _FARTHEST = 1e12  # in widths of the training part, as for `preprocessing.MinMax`
 
 
@@ -67,6 +68,24 @@ class Column:
         """Its kind and fields, for `from_json`."""
         return {"kind": self.kind, **dataclasses.asdict(self)}
 
+    def shown(self, value: float) -> str:
+        """An encoded value as a person writes it."""
+        return "missing" if np.isnan(value) else self._shown(value)
+
+    def _shown(self, value: float) -> str:
+        return f"{value:.0f}" if 1e4 <= abs(value) < 1e15 else f"{value:.4g}"
+
+    def usual(self, values: np.ndarray) -> str:
+        """What most encoded values are: the most frequent ones, nine tenths of all."""
+        found, counts = np.unique(values, return_counts=True)
+        order = np.argsort(-counts, kind="stable")
+        enough = int(np.argmax(np.cumsum(counts[order]) >= 0.9 * len(values))) + 1
+        named = [self.shown(value) for value in found[order[: min(enough, _NAMED)]]]
+        named = [f"{text!r}" if "," in text else text for text in named]
+        if enough > _NAMED:
+            named.append(f"{enough - _NAMED} more")
+        return " or ".join(filter(None, [", ".join(named[:-1]), named[-1]]))
+
     @property
     def allowed(self) -> str:
         """What encoded values may be, behind one that may not."""
@@ -113,6 +132,13 @@ class Numeric(Column):
             raise ValueError(f"column {self.name!r} needs finite numbers")
         if self.low > self.high or (is_robust and self.width <= 0):
             raise ValueError(f"column {self.name!r} has a range below 0")
+
+    def usual(self, values):
+        known = values[~np.isnan(values)]
+        if 2 * len(known) <= len(values):
+            return self.shown(np.nan)
+        low, high = map(self.shown, np.quantile(known, (0.05, 0.95)))
+        return low if low == high else f"{low} to {high}"
 
     @property
     def allowed(self) -> str:
@@ -164,6 +190,9 @@ class Boolean(Column):
             )
         return found
 
+    def _shown(self, value):
+        return "true" if value else "false"
+
     def is_bad(self, values):
         return ~np.isnan(values) & (values != 0) & (values != 1)
 
@@ -211,6 +240,9 @@ class Categorical(Column):
         numbers = {level: float(i) for i, level in enumerate(self.levels)}
         numbers[None] = np.nan
         return np.array([numbers.get(value, -1.0) for value in values])
+
+    def _shown(self, value):
+        return self.levels[int(value)] if value >= 0 else "a text never seen before"
 
     def is_bad(self, values):
         is_code = (values >= -1) & (values < len(self.levels))

@@ -1,18 +1,27 @@
 """The commands `deepsad fit` and `deepsad info`: from a file to a model."""
 
 import dataclasses
+import math
 import os
 import pathlib
-import textwrap
 import warnings
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from deepsad_jax import calibrated, columns, console, held_out, labels, tables, training
+from deepsad_jax import (
+    calibrated,
+    console,
+    examples,
+    facts,
+    held_out,
+    labels,
+    training,
+)
 from deepsad_jax.data import delimited, folders, frames, parquet
 
 PARQUET = (".parquet", ".pq")
+_MOST = 5000  # rows of each kind whose scores are kept for the page
 # A column of such a name may be meant to hold labels.
 _LABELS = ("label", "labels", "y", "target", "class", "status", "anomaly", "outlier")
 
@@ -41,7 +50,7 @@ def fit(source: str, options: Any) -> None:
         OSError: if the model cannot be written.
     """
     given = read(source, options)
-    counts = Counts.of(given.semi_targets)
+    counts = facts.Counts.of(given.semi_targets)
     from deepsad_jax import estimators
 
     detector = estimators.METHODS[options.method](
@@ -56,7 +65,7 @@ def fit(source: str, options: Any) -> None:
     bars = _many(stages, held_out.FOLDS + 1, "fit") if is_cross else None
     with bars or console.Stages(stages) as observer:
         detector.fit(given.rows, given.semi_targets, observe=observer)
-    found = _evaluated(detector, given, counts, stages) if options.evaluate else []
+    found = _evaluated(detector, given, counts, stages) if options.evaluate else {}
     made = detector.calibrated_
     command = {
         "source": pathlib.Path(source).name if source != "-" else "standard input",
@@ -67,13 +76,22 @@ def fit(source: str, options: Any) -> None:
         "decimal": options.decimal or ".",
         "counts": list(counts),
         "seed": options.seed,
-        "evaluation": found,
+        "evaluation": [],
+        **found,
         "known": _fingerprints(made, given),
     }
     details = {**made.details, "command": command}
+    details["history"] = _jsonable(detector.record_.history)
     detector.calibrated_ = made = dataclasses.replace(made, details=details)
     detector.save(options.model)
-    print("\n".join([*described(made), _line("written to", options.model)]))
+    from deepsad_jax.report import models
+
+    page = models.write(options.model, models.Rows(*given))
+    lines = [
+        *facts.described(made),
+        facts.line("written to", f"{options.model}; see {page}"),
+    ]
+    print("\n".join(lines))
 
 
 def info(folder: str, options: Any) -> None:
@@ -88,30 +106,9 @@ def info(folder: str, options: Any) -> None:
     """
     del options
     made = calibrated.load(folder)
-    print("\n".join(described(made)))
+    print("\n".join(facts.described(made)))
     versions = made.model.info["versions"]
-    print(_line("made with", ", ".join(f"{n} {v}" for n, v in versions.items())))
-
-
-class Counts(NamedTuple):
-    """How many rows there are of each kind."""
-
-    rows: int
-    normal: int
-    anomalies: int
-
-    @classmethod
-    def of(cls, semi_targets: np.ndarray) -> "Counts":
-        """Those of labels."""
-        ones = [int((semi_targets == kind).sum()) for kind in (1, -1)]
-        return cls(len(semi_targets), *ones)
-
-    def __str__(self) -> str:
-        rest = self.rows - self.normal - self.anomalies
-        return (
-            f"{self.rows}: {self.normal} known normal, {self.anomalies} known "
-            f"anomalies, {rest} unlabeled"
-        )
+    print(facts.line("made with", ", ".join(f"{n} {v}" for n, v in versions.items())))
 
 
 def read(source: str, options: Any) -> Given:
@@ -215,17 +212,41 @@ def _many(stages, runs, label) -> console.ManyRuns:
     return console.ManyRuns(steps, runs, label).starts(runs, stages, steps)
 
 
-def _evaluated(detector, given, counts, stages) -> list[str]:
-    """Sentences of the evaluation by other fits, if there are labels for it."""
+def _jsonable(history) -> dict[str, dict[str, list[float | None]]]:
+    """The metrics of each epoch; what is not finite is null."""
+    return {
+        stage: {
+            name: [v if math.isfinite(v) else None for v in np.asarray(series).tolist()]
+            for name, series in values.items()
+        }
+        for stage, values in history.items()
+    }
+
+
+def _evaluated(detector, given, counts, stages) -> dict[str, Any]:
+    """What the evaluation by other fits says, in sentences and in numbers, if there are
+    labels for it."""
     if not counts.anomalies:
-        return ["not possible, since no anomaly is known"]
+        return {"evaluation": ["not possible, since no anomaly is known"]}
     folds = min(held_out.FOLDS, counts.anomalies)
     try:
         with _many(stages, folds, "evaluate") as observer:
             found = detector.evaluate(given.rows, given.semi_targets, observe=observer)
     except (ValueError, training.TrainingError) as error:
-        return [f"not possible: {error}"]
-    return found.sentences()
+        return {"evaluation": [f"not possible: {error}"]}
+    said = {"evaluation": found.sentences(), "against": found.against}
+    if not math.isnan(found.auroc):
+        said["area"] = [found.auroc, found.low, found.high]
+    if min(map(len, found.relative)):
+        said["relative"] = [_few(values).tolist() for values in found.relative]
+    return said
+
+
+def _few(values: np.ndarray) -> np.ndarray:
+    """As many as a page needs, drawn at random."""
+    if len(values) <= _MOST:
+        return values
+    return np.random.default_rng(0).choice(values, _MOST, replace=False)
 
 
 def _fingerprints(made: calibrated.Calibrated, given: Given) -> list[str]:
@@ -241,68 +262,4 @@ def fingerprints(made: calibrated.Calibrated, rows: Any) -> list[str]:
         made: the model.
         rows: raw.
     """
-    import hashlib
-
-    x = np.ascontiguousarray(made.model.preprocessing.encoded(rows)) + 0
-    return [hashlib.blake2b(row.tobytes(), digest_size=8).hexdigest() for row in x]
-
-
-def described(made: calibrated.Calibrated) -> list[str]:
-    """Lines for the terminal on what a model is.
-
-    Args:
-        made: the model.
-    """
-    model, command = made.model, made.details.get("command", {})
-    head = model.info["method"]
-    if command:
-        head += f" on {command['source']}, seed {command['seed']}"
-    lines = [head]
-    if command:
-        lines.append(_line("rows", Counts(*command["counts"])))
-        if command["label"]:
-            meant = [f"{n}={','.join(command[n])}" for n in ("anomaly", "normal")]
-            lines.append(_line("label", f"{command['label']}: {'; '.join(meant)}"))
-    lines += _of_columns(model, command.get("ignored", []))
-    lines += _of_threshold(made)
-    for i, sentence in enumerate(command.get("evaluation", [])):
-        lines.append(_line("" if i else "evaluation", sentence))
-    return lines
-
-
-def _of_columns(model: Any, ignored: list[str]) -> list[str]:
-    scaling = model.preprocessing
-    if not isinstance(scaling, columns.Columns):
-        return [_line("examples", "x".join(map(str, model.info["shape"])))]
-    kinds = list(scaling.kinds.values())
-    shown = [f"{kinds.count(kind)} of {kind}" for kind in dict.fromkeys(kinds)]
-    lines = [
-        _line("columns", f"{', '.join(shown)}; {len(scaling.feature_names)} features")
-    ]
-    lines += [_line("", sentence) for sentence in tables.describe(scaling)]
-    lines += [_line("", f"column {name!r} is ignored") for name in ignored]
-    return lines
-
-
-def _of_threshold(made: calibrated.Calibrated) -> list[str]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # said when it was fitted
-        limit = made.threshold
-    rate, count = f"{100 * made.false_alarm_rate:g} %", sum(map(len, made.scores))
-    if made.way == "none":
-        meaning = f"above it are {rate} of the training rows; of others it says nothing"
-        return [_line("threshold", f"{limit:.6g}"), _line("", meaning)]
-    held = f"{count} rows held out for it" + " in turn" * (made.way == "cross")
-    if np.isinf(limit):
-        return [_line("threshold", f"none for a false alarm rate of {rate}: {held}")]
-    meaning = (
-        f"a score above it is an alarm: at most {rate} of new normal rows, on average, "
-        "provided that they are like those"
-    )
-    return [_line("threshold", f"{limit:.6g}, by {held}"), _line("", meaning)]
-
-
-def _line(name: str, text: Any) -> str:
-    return textwrap.fill(
-        str(text), 88, initial_indent=f"  {name:14s} ", subsequent_indent=" " * 17
-    )
+    return [f"{one:016x}" for one in examples.fingerprints(made.model, rows).tolist()]

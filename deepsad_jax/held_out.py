@@ -16,8 +16,10 @@ from deepsad_jax import (
     checks,
     decisions,
     evaluation,
+    examples,
     methods,
     model,
+    preprocessing,
     tables,
     training,
 )
@@ -33,20 +35,27 @@ class Settings:
 
     Attributes:
         method: its options; batches are at most as large as the training set.
-        scaling: of numbers, see `tables.learn`.
+        scaling: of numbers, see `tables.learn`; or a preprocessing as it is, for rows
+            that are encoded.
         false_alarm_rate: in (0, 1).
         share: of the rows that are no known anomalies, to be held out; 0 for none.
         seed: of the rows that are held out, and of the fits.
     """
 
     method: methods.Method
-    scaling: str = "minmax"
+    scaling: str | preprocessing.Preprocessing = "minmax"
     false_alarm_rate: float = 0.05
     share: float = 0.2
     seed: int = 0
 
     def __post_init__(self):
         decisions.check_rate("false_alarm_rate", self.false_alarm_rate)
+
+    def learn(self, rows: Any) -> preprocessing.Preprocessing:
+        """The preprocessing that suits some rows, unless it is given."""
+        if isinstance(self.scaling, str):
+            return tables.learn(rows, scaling=self.scaling)
+        return self.scaling
 
 
 Fitted = tuple[calibrated.Calibrated, methods.Record]
@@ -57,6 +66,7 @@ def split(
     rows: Any,
     targets: np.ndarray,
     observe: methods.Observe | None = None,
+    held: np.ndarray | None = None,
 ) -> Fitted:
     """One fit, calibrated by rows that it does not see; without a share, by none.
 
@@ -65,11 +75,13 @@ def split(
         rows: raw, `[n, ...]`.
         targets: +1, 0 or -1 for each.
         observe: see `methods.Method.fit_many`.
+        held: numbers of the rows that calibrate, ascending; drawn by default.
 
     Raises:
         ValueError: if rows are too few, or something does not fit the method.
     """
-    held = _calibration_rows(targets, settings.share, settings.seed)
+    if held is None:
+        held = _calibration_rows(targets, settings.share, settings.seed)
     kept = np.setdiff1d(np.arange(len(targets)), held)
     if len(kept) < 2 or not (targets[kept] >= 0).any():
         raise ValueError(
@@ -77,7 +89,7 @@ def split(
             "anomalies, are too few to train on some and hold out others; give more"
         )
     own = chosen(rows, kept)
-    scaling = tables.learn(own, scaling=settings.scaling)
+    scaling = settings.learn(own)
     data = _training_set(scaling, own, targets[kept])
     run = methods.Run(jax.random.key(settings.seed), data, scaling, settings.seed)
     ((fitted, record),) = _fit(settings.method, [run], observe)
@@ -86,7 +98,9 @@ def split(
         way, seen = "none", np.flatnonzero(targets >= 0)
     scores = np.sort(_scores(fitted, chosen(rows, seen)))
     rate = float(settings.false_alarm_rate)
-    return calibrated.Calibrated(fitted, (scores,), way, rate), record
+    some = examples.choose(fitted, rows, targets, settings.seed, held)
+    made = calibrated.Calibrated(fitted, (scores,), way, rate, examples=some)
+    return made, record
 
 
 def cross(
@@ -119,7 +133,9 @@ def cross(
     first, center, third = np.quantile(own, (0.25, 0.5, 0.75)).tolist()
     details = {"center": center, "width": (third - first) or 1.0}
     rate = float(settings.false_alarm_rate)
-    made = calibrated.Calibrated(fitted, scores, "cross", rate, models, details)
+    none = np.zeros(0, int)
+    some = examples.choose(fitted, rows, targets, settings.seed, none)
+    made = calibrated.Calibrated(fitted, scores, "cross", rate, models, details, some)
     return made, record
 
 
@@ -130,6 +146,9 @@ def evaluate(
     observe: methods.Observe | None = None,
 ) -> evaluation.Evaluation:
     """Cross-validation on the labeled rows; see `estimators.Detector.evaluate`.
+
+    Relative scores are multiples of the threshold of the row's fold; where some are
+    below 0, of the way from the median of the held-out rows to it.
 
     Args, Raises: as of `split`.
     """
@@ -152,17 +171,29 @@ def evaluate(
     folds = [np.concatenate(pair) for pair in zip(*parts, strict=True)]
     without = [np.concatenate([held, fold]) for fold in folds]
     fitted = _refits(settings, rows, targets, without, observe)
-    found, rate = [], settings.false_alarm_rate
+    found, relative, rate = [], [], settings.false_alarm_rate
     for (one, _), fold in zip(fitted, folds, strict=True):
-        scores = _scores(one, chosen(rows, fold))
+        scores, others = (_scores(one, chosen(rows, part)) for part in (fold, held))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # an infinite threshold: no alarms
-            limit = decisions.threshold(
-                _scores(one, chosen(rows, held)), false_alarm_rate=rate
-            )
-        found.append((scores, targets[fold] == -1, scores > limit))
+            limit = decisions.threshold(others, false_alarm_rate=rate)
+        is_anomaly = targets[fold] == -1
+        found.append((scores, is_anomaly, scores > limit))
+        relative.append(_relative(scores, is_anomaly, limit, others))
     against = "known normal" if kind else "unlabeled"
-    return evaluation.measured(found, against, rate)
+    normals, anomalous = (np.concatenate(each) for each in zip(*relative, strict=True))
+    measured = evaluation.measured(found, against, rate)
+    return dataclasses.replace(measured, relative=(normals, anomalous))
+
+
+def _relative(scores, is_anomaly, limit, others):
+    """Scores as multiples of the threshold; where some are below 0, as those of the way
+    to it from the median. Nothing where there is no threshold."""
+    base = 0.0 if min(scores.min(), others.min()) >= 0 else float(np.median(others))
+    if not base < limit < np.inf:
+        return np.zeros(0), np.zeros(0)
+    relative = (scores.astype(np.float64) - base) / (limit - base)
+    return relative[~is_anomaly], relative[is_anomaly]
 
 
 def chosen(rows: Any, indices: np.ndarray) -> Any:
@@ -180,7 +211,7 @@ def _calibration_rows(targets, share, seed) -> np.ndarray:
 
 def _refits(settings, rows, targets, without, observe):
     """A fit without each of some sets of rows, all with the same scaling."""
-    scaling = tables.learn(rows, scaling=settings.scaling)
+    scaling = settings.learn(rows)
     data = _training_set(scaling, rows, targets)
     runs = []
     for i, left_out in enumerate(without):
@@ -196,7 +227,7 @@ def _refits(settings, rows, targets, without, observe):
 
 
 def _training_set(scaling, rows, targets):
-    x = scaling.encode(rows) if hasattr(scaling, "encode") else checks.rows(rows, "X")
+    x = checks.rows(scaling.encoded(rows), "X")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # labels were warned of as a whole
         return training.training_set(x, targets)

@@ -44,7 +44,10 @@ class Block(NamedTuple):
 
 
 def opened(
-    source: str, made: calibrated.Calibrated, options: Any, labeled: bool = False
+    source: str,
+    made: calibrated.Calibrated,
+    options: Any,
+    labeled: bool | None = False,
 ) -> "Source":
     """Rows of a file.
 
@@ -52,7 +55,8 @@ def opened(
         source: a CSV or Parquet file, "-", or a folder of images.
         made: the model.
         options: the flags of the command, see `cli`.
-        labeled: whether it must have a column that tells what is known.
+        labeled: whether it must have a column that tells what is known; None where it
+            may have one.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -120,6 +124,14 @@ class Source:
                 console.say(f"warning: {text}")
         return found
 
+    def record(self, block: Block, row: int) -> Any:
+        """What a row of a block was in the file; `cells` reads it."""
+        return block.rows[row]
+
+    def cells(self, record: Any) -> dict[str, str]:
+        """The values of a record as they are in the file, by name."""
+        raise NotImplementedError
+
     def warn(self) -> None:
         """Warns of values that the training did not see."""
 
@@ -140,7 +152,9 @@ class _Table(Source):
             for name in ("normal", "anomaly")
         }
         self._labeled = labeled
-        if labeled:
+        if labeled is None:
+            self._labeled = self._label in names and any(self._meant.values())
+        elif labeled:
             self._check_label()
         elif reason := _twice(names):
             raise ValueError(f"{self.where} {reason}")
@@ -264,6 +278,10 @@ class _Csv(_Table):
             for chunk in self.reader.chunks(kinds, self._size())
         )
 
+    def cells(self, record):
+        (found,) = delimited.records([record], self.reader.separator, self.where)
+        return dict(zip(self._names, found.cells, strict=True))
+
     @contextlib.contextmanager
     def sink(self, file, path):
         reader = self.reader
@@ -308,6 +326,16 @@ class _Parquet(_Table):
             for table in parquet.chunks(self._path, self._size())
         )
 
+    def record(self, block, row):
+        for table in block.rows:
+            if row < len(table):
+                return table.slice(row, 1).to_pylist()[0]
+            row -= len(table)
+        raise IndexError(row)
+
+    def cells(self, record):
+        return {n: "" if v is None else str(v) for n, v in record.items()}
+
     @contextlib.contextmanager
     def sink(self, file, path):
         as_csv = not path.endswith(fitting.PARQUET)
@@ -340,6 +368,9 @@ class _Images(Source):
         for first in range(0, len(x), _BLOCK):
             part = slice(first, first + _BLOCK)
             yield Block(x[part], paths[part], targets[part])
+
+    def cells(self, record):
+        return {"path": str(record)}
 
     @contextlib.contextmanager
     def sink(self, file, path):

@@ -83,9 +83,11 @@ class Autoencoder(values.ByContent):
         return losses.reconstruction_error(batch.x, reconstruction), (updated, {})
 
     def score(self, variables: Variables, x: jax.Array) -> jax.Array:
+        return losses.reconstruction_error(x, self.reconstruct(variables, x))
+
+    def reconstruct(self, variables: Variables, x: jax.Array) -> jax.Array:
         decoder = modules.part(variables, "decoder")
-        reconstruction = self.decoder.apply(decoder, self.embed(variables, x))
-        return losses.reconstruction_error(x, reconstruction)
+        return self.decoder.apply(decoder, self.embed(variables, x))
 
     def embed(self, variables: Variables, x: jax.Array) -> jax.Array:
         return self.encoder.apply(modules.part(variables, "encoder"), x)

@@ -25,6 +25,8 @@ from absl import flags
 from ml_collections import config_flags
 
 from configs import default
+from deepsad_jax import evaluation
+from deepsad_jax.report import folders
 from experiments import (
     build,
     comparison,
@@ -135,7 +137,7 @@ def _tested(columns) -> dict[str, Any]:
             if name != "deep_sad"
         }
     if tables > 1 and len(columns) > 1:
-        ranks, difference = comparison.average_ranks(columns)
+        ranks, difference = evaluation.average_ranks(columns)
     return {
         "means": means,
         "p_value_against_deep_sad": tests,
@@ -274,6 +276,7 @@ def main(config: Config) -> None:
                 )
                 name = f"ranks-{one['metric']}-{one['percent']}.png"
                 figures.save(target / name, drawing)
+        folders.write(target)
     print(as_markdown(summary))
     print(f"\nwritten to {target}")
 

@@ -1,7 +1,7 @@
 """Ours beside published figures: differences, tests, and tables to print.
 
 Welch's t-test tells for each cell whether two means differ by more than their spreads
-explain; Wilcoxon's signed ranks and average ranks compare over many data sets.
+explain; Wilcoxon's signed ranks compare over many data sets.
 """
 
 import csv
@@ -86,26 +86,6 @@ def signed_ranks(ours: Sequence[float], theirs: Sequence[float]) -> float:
     if not np.any(difference):
         return 1.0
     return float(stats.wilcoxon(difference).pvalue)
-
-
-def average_ranks(values: dict[str, Sequence[float]]) -> tuple[dict[str, float], float]:
-    """Average ranks over data sets, 1 for the highest value, and their critical
-    difference (Nemenyi's test at 5 %; Demsar, JMLR 2006).
-
-    Args:
-        values: for each method a value for each data set.
-
-    Returns:
-        The average rank of each method, and the difference from which on two differ.
-    """
-    from scipy import stats
-
-    table = np.array(list(values.values()), float).T
-    ranks = np.mean(stats.rankdata(-table, axis=1), axis=0)
-    count, k = table.shape
-    quantile = stats.studentized_range.ppf(1 - LEVEL, k, np.inf) / np.sqrt(2)
-    difference = quantile * np.sqrt(k * (k + 1) / (6 * count))
-    return dict(zip(values, ranks.tolist(), strict=True)), float(difference)
 
 
 def write(folder: pathlib.Path, rows: list[dict], about: dict[str, Any]) -> None:

@@ -28,6 +28,25 @@ def panels(rows: int, columns: int, width: float, height: float) -> tuple[Any, A
     return drawing, drawing.subplots(rows, columns, squeeze=False)
 
 
+def legend_below(axis: Any, columns: int = 2) -> None:
+    """A legend that covers no curve."""
+    axis.legend(
+        loc="upper center",
+        bbox_to_anchor=(0.5, -0.16),
+        ncols=columns,
+        fontsize="small",
+        frameon=False,
+    )
+
+
+def over_epochs(axis: Any) -> None:
+    """Whole epochs along the x-axis."""
+    from matplotlib import ticker
+
+    axis.set_xlabel("epoch")
+    axis.xaxis.set_major_locator(ticker.MaxNLocator(integer=True))
+
+
 def means(rows: Sequence[dict]) -> Any:
     """AUROC and its standard deviation for each method and setting of a sweep.
 
@@ -51,15 +70,15 @@ def means(rows: Sequence[dict]) -> Any:
             label=method,
         )
     axis.set(
-        title="AUROC, mean and standard deviation over the runs",
-        xlabel="AUROC in per cent",
+        title="AUROC over the runs",
+        xlabel="mean and standard deviation in per cent",
         yticks=range(len(settings)),
         yticklabels=settings,
     )
     axis.invert_yaxis()
     axis.grid(axis="x", alpha=0.3)
     if len(methods) > 1:
-        drawing.legend(loc="outside right upper")
+        drawing.legend(loc="outside lower center", ncols=4, frameon=False)
     return drawing
 
 
@@ -90,9 +109,13 @@ def curves(rows: Sequence[dict], name: str, label: str) -> Any:
             if known:
                 axis.plot(*zip(*known, strict=True), ":", color=color, lw=1)
         axis.set(title=one, xlabel=label)
+        axis.locator_params(axis="x", nbins=5)
         axis.grid(alpha=0.3)
-    axes[0, 0].set_ylabel("AUROC in per cent (dotted: published)")
+    axes[0, 0].set_ylabel("AUROC in per cent")
     handles, names = axes[0, 0].get_legend_handles_labels()
+    if any(row["published_mean"] is not None for row in rows):
+        handles += axes[0, 0].plot([], [], ":", color="grey", lw=1)
+        names.append("published")
     drawing.legend(handles, names, loc="outside right upper", fontsize="small")
     return drawing
 
@@ -116,18 +139,21 @@ def average_ranks(ranks: dict[str, float], difference: float, title: str) -> Any
             xytext=(8, -3),
             textcoords="offset points",
         )
-    # A bar joins those that are not told apart.
-    bars, last = [], -1
+    # A bar beside them joins those that are not told apart.
+    low, high = ranks[order[0]], ranks[order[-1]]
+    step, bars, last = (high - low or 1.0) / 40, 0, -1
     for i, name in enumerate(order):
         end = max(j for j, b in enumerate(order) if ranks[b] - ranks[name] < difference)
         if end > max(i, last):
-            bars.append((i, end))
-            last = end
-    for i, end in bars:
-        low, high = ranks[order[i]], ranks[order[end]]
-        axis.fill_betweenx([i - 0.3, end + 0.3], low, high, color="grey", alpha=0.15)
-    axis.set(title=title, xlabel=f"average rank (critical difference {difference:.2f})")
-    axis.set_xlim(min(ranks.values()) - 0.5, max(ranks.values()) + 3)
+            bars, last = bars + 1, end
+            place = low - bars * step - step
+            axis.plot([place, place], [i - 0.25, end + 0.25], color="grey", lw=3)
+    axis.set(
+        title=title,
+        xlabel=f"average rank, 1 is the best; bars join methods less than the critical "
+        f"difference {difference:.2f} apart",
+        xlim=(low - (bars + 3) * step, high + 18 * step),
+    )
     axis.set_yticks([])
     axis.invert_yaxis()
     return drawing

@@ -26,6 +26,7 @@ from ml_collections import config_flags
 
 from configs import default
 from deepsad_jax.data import sources
+from deepsad_jax.report import folders
 from experiments import comparison, estimate, figures, grid, published, session, workdir
 
 flags.adopt_module_key_flags(grid)
@@ -350,6 +351,7 @@ def main(config: Config) -> None:
         if table != "odds":
             drawing = figures.curves(rows, table, _LABELS[table])
             figures.save(target / f"{table}.png", drawing)
+        folders.write(target)
     print(_said(rows, target))
 
 

@@ -1,5 +1,6 @@
 """What a run leaves behind: figures in results.json, scores, pictures, a summary."""
 
+import dataclasses
 import importlib.metadata
 import pathlib
 import platform
@@ -9,12 +10,22 @@ import jax
 import numpy as np
 
 import deepsad_jax
-from deepsad_jax import methods, metrics, model, networks, selection, writing
+from deepsad_jax import (
+    methods,
+    metrics,
+    model,
+    networks,
+    selection,
+    training,
+    writing,
+)
 from deepsad_jax.detectors import hybrid
-from experiments import build, session, workdir
+from deepsad_jax.report import cautions, examples, folders
+from experiments import build, pictures, session, workdir
 from experiments import figures as plots
 
-_REFERENCES = {"ae": "autoencoder", "vae": "VAE", "linear": "linear kernel"}
+# References that the terminal tells of.
+_SAID = {n: folders.REFERENCES[n] for n in ("ae", "vae", "linear")}
 _ALL_ROWS = (
     "all rows are tested, with the model's own preprocessing: the figures are honest "
     "if it was trained on none of them"
@@ -43,21 +54,33 @@ class Outcome(NamedTuple):
 
 
 def outcome(
-    made: build.Experiment, fitted: model.Model, record: methods.Record
+    made: build.Experiment,
+    fitted: model.Model,
+    record: methods.Record,
+    *,
+    doubt: bool = True,
 ) -> Outcome:
-    """Scores the test set, and says how well."""
+    """Scores the test set, and says how well.
+
+    Args:
+        made, fitted, record: what was run.
+        doubt: whether to look for what the page of a run warns of, too: how good the
+            network is untrained, and columns that drift.
+    """
     plan = made.plan
     x, labels = made.problem.x_test, made.problem.labels_test
     scores = model.score(fitted, x, plan=plan)
-    references = {
-        name: model.score(base, x, plan=plan)
-        for name, base in _bases(made, fitted).items()
-    }
+    bases = _bases(made, fitted)
+    if doubt and (untrained := _untrained(made)) is not None:
+        bases["untrained"] = untrained
+    references = {name: model.score(b, x, plan=plan) for name, b in bases.items()}
     tested = np.ones(len(x), bool)
     config = made.config
     if config.selection == "test_auc" and not config.selection_in_test:
         tested[selection.selection_rows(labels, config.seed)] = False
     figures = _figures(made, record, scores, references, tested)
+    if doubt and x.ndim == 2:
+        figures["drift"] = _drift(made.problem)
     return Outcome(fitted, scores, references, record.history, tested, figures)
 
 
@@ -69,6 +92,27 @@ def _bases(made, fitted) -> dict[str, model.Model]:
     if made.config.hybrid and (linear := hybrid.linear(fitted)) is not None:
         found["linear"] = linear
     return found
+
+
+def _untrained(made) -> model.Model | None:
+    """What the networks are worth without any training, if there is any."""
+    options = made.options
+    stages = {
+        field.name: dataclasses.replace(stage, epochs=0)
+        for field in dataclasses.fields(options)
+        if isinstance(stage := getattr(options, field.name), training.Stage)
+    }
+    if not stages or made.config.load_model or made.config.hybrid:
+        return None
+    options = dataclasses.replace(options, **stages)
+    return options.fit_many([made.run], plan=made.plan)[0][0]
+
+
+def _drift(problem) -> list[tuple[str, float]]:
+    """Columns in which normal test rows are not like the training rows."""
+    train = problem.x_train[problem.indices][problem.semi_targets >= 0]
+    found = cautions.drift(train, problem.x_test[problem.labels_test == 0])
+    return [(examples.column_name(i), distance) for i, distance in found]
 
 
 def _figures(made, record, scores, references, tested) -> dict[str, Any]:
@@ -132,7 +176,7 @@ def finish(
     draw: bool = True,
 ) -> dict[str, Any]:
     """Scores, and writes all that a sweep leaves of a run; returns its figures."""
-    found = outcome(made, *fitted)
+    found = outcome(made, *fitted, doubt=draw)
     with writing.atomic(folder / "metrics.jsonl") as file:
         for stage, history in found.history.items():
             epochs = len(next(iter(history.values()), ()))
@@ -145,24 +189,33 @@ def finish(
 def write(
     folder: pathlib.Path, made: build.Experiment, found: Outcome, *, draw: bool = True
 ) -> None:
-    """Writes scores, model and pictures; results.json, which says finished, at last.
+    """Writes scores, model and pictures; then results.json, which says finished.
 
     Args:
         folder: the working directory.
         made, found: what was run and found.
-        draw: whether to draw the pictures.
+        draw: whether to draw the pictures, and to write the page.
     """
+    labels = made.problem.labels_test
     workdir.write_arrays(
         folder / "scores.npz",
         index=made.problem.index_test,
-        label=made.problem.labels_test,
+        label=labels,
         score=found.scores,
+        tested=found.tested,
+        **{f"reference_{name}": s for name, s in found.references.items()},
     )
     workdir.save_model(folder / "model", found.model)
-    drawings = pictures(made.problem, found) if draw else {}
+    drawings = pictures.of_run(made.problem, found) if draw else {}
     for name, figure in drawings.items():
         plots.save(folder / f"{name}.png", figure)
+    if draw:
+        places = folders.groups(found.scores, labels, found.tested).values()
+        kept = examples.kept(made.problem.x_test, np.concatenate([*places]))
+        examples.save(folder / folders.EXAMPLES, kept)
     workdir.write_json(folder / workdir.RESULTS, found.figures)
+    if draw:  # by what the folder holds, as `deepsad report` would
+        folders.write(folder)
 
 
 def summary(figures: dict[str, Any], folder: pathlib.Path) -> str:
@@ -184,7 +237,7 @@ def summary(figures: dict[str, Any], folder: pathlib.Path) -> str:
         f"  AUROC         {percent(figures['auroc'])}"
         f"   average precision {percent(figures['average_precision'])}",
     ]
-    for name, label in _REFERENCES.items():
+    for name, label in _SAID.items():
         if f"{name}_auroc" in figures:
             lines.append(
                 f"  {label:13s} {percent(figures[f'{name}_auroc'])}"
@@ -208,123 +261,3 @@ def summary(figures: dict[str, Any], folder: pathlib.Path) -> str:
     lines += [f"  note           {note}" for note in figures["notes"]]
     lines.append(f"  written to     {folder}")
     return "\n".join(lines)
-
-
-def pictures(problem: Any, found: Outcome) -> dict[str, Any]:
-    """Matplotlib figures by name: scores, curves, losses, groups and samples."""
-    tested = found.tested
-    labels, scores = problem.labels_test[tested], found.scores[tested]
-    figures = {"score_histogram": _histogram(labels, scores)}
-    if 0 < labels.sum() < len(labels):
-        references = {name: s[tested] for name, s in found.references.items()}
-        figures["curves"] = _curves(labels, {"": scores, **references})
-    if any(found.history.values()):
-        figures["losses"] = _losses({s: h for s, h in found.history.items() if h})
-    trained = found.history.get("train", {})
-    if len(trained.get("distance_unlabelled", ())):
-        figures["groups"] = _groups(trained)
-    x_test = problem.x_test[tested]
-    if x_test.ndim == 4 and x_test.shape[-1] in (1, 3):
-        figures["samples"] = _samples(x_test, labels, scores)
-    return figures
-
-
-def _histogram(labels, scores):
-    drawing, axes = plots.panels(1, 1, 6, 4)
-    name = "anomaly score"
-    if scores.min() > 0:  # distances spread over orders of magnitude
-        name, scores = f"log10 of the {name}", np.log10(scores)
-    edges = np.linspace(scores.min(), max(scores.max(), scores.min() + 1e-3), 51)
-    for label, kind, color in ((0, "normal", "C0"), (1, "anomalous", "C3")):
-        axes[0, 0].hist(
-            scores[labels == label], edges, alpha=0.6, label=kind, color=color
-        )
-    axes[0, 0].set(xlabel=name, ylabel="test examples")
-    axes[0, 0].legend()
-    return drawing
-
-
-def _curves(labels, scores):
-    import sklearn.metrics
-
-    drawing, axes = plots.panels(1, 2, 9, 4)
-    for name, values in scores.items():
-        name = _REFERENCES.get(name, "this method")
-        false, true, _ = sklearn.metrics.roc_curve(labels, values)
-        area = metrics.auroc(labels, values)
-        axes[0, 0].plot(false, true, label=f"{name}, AUROC {area:.1%}")
-        precision, recall, _ = sklearn.metrics.precision_recall_curve(labels, values)
-        average = metrics.average_precision(labels, values)
-        axes[0, 1].plot(recall, precision, label=f"{name}, AP {average:.1%}")
-    axes[0, 0].plot([0, 1], [0, 1], ":", color="grey")
-    axes[0, 0].set(xlabel="false positive rate", ylabel="true positive rate")
-    axes[0, 1].axhline(np.mean(labels), ls=":", color="grey")
-    axes[0, 1].set(xlabel="recall", ylabel="precision", ylim=(0, 1.02))
-    for axis in axes.flat:
-        axis.legend()
-    return drawing
-
-
-def _losses(history):
-    drawing, axes = plots.panels(1, len(history), 4.5 * len(history), 3.5)
-    for axis, (stage, values) in zip(axes.flat, history.items(), strict=True):
-        epochs = np.arange(1, len(values["loss"]) + 1)
-        axis.semilogy(epochs, values["loss"])
-        axis.set(title=stage, xlabel="epoch", ylabel="loss")
-    return drawing
-
-
-def _groups(history):
-    drawing, axes = plots.panels(1, 2, 9, 3.5)
-    colors = {"normal": "C2", "unlabelled": "C0", "anomaly": "C3"}
-    names = {"normal": "known normal", "anomaly": "known anomalous"}
-    for axis, (quantity, label) in zip(
-        axes.flat,
-        (
-            ("distance", "mean squared distance to the centre"),
-            ("log_det", "log det of the covariance (dotted: bound)"),
-        ),
-        strict=True,
-    ):
-        for group, color in colors.items():
-            values = history[f"{quantity}_{group}"]
-            epochs = np.arange(1, len(values) + 1)
-            if np.isfinite(values).any():
-                axis.plot(epochs, values, color=color, label=names.get(group, group))
-            if quantity == "log_det":
-                axis.plot(epochs, history[f"isotropic_{group}"], ":", color=color)
-        axis.set(xlabel="epoch", ylabel=label)
-        if axis.lines:
-            axis.legend()
-    axes[0, 0].set_yscale("log")
-    return drawing
-
-
-def _samples(x, labels, scores, side: int = 8):
-    order = np.argsort(scores, kind="stable")
-    normal = order[labels[order] == 0]
-    panels = {
-        "lowest scores of all": order,
-        "highest scores of all": order[::-1],
-        "lowest scores, normal class": normal,
-        "highest scores, normal class": normal[::-1],
-    }
-    drawing, axes = plots.panels(2, 2, 8, 8.5)
-    drawing.get_layout_engine().set(wspace=0.05)
-    for axis, (title, rows) in zip(axes.flat, panels.items(), strict=True):
-        axis.imshow(_grid(x[rows[: side * side]], side), cmap="gray", vmin=0, vmax=1)
-        axis.set_title(title)
-        axis.set_axis_off()
-    return drawing
-
-
-def _grid(images, side):
-    """Images side by side, with a line between them, `[H, W, C]` in [0, 1]."""
-    if images.dtype == np.uint8:
-        images = images / 255.0
-    _, height, width, channels = images.shape
-    sheet = np.ones((side * (height + 1) - 1, side * (width + 1) - 1, channels))
-    for i, image in enumerate(images):
-        top, left = i // side * (height + 1), i % side * (width + 1)
-        sheet[top : top + height, left : left + width] = image
-    return sheet[..., 0] if channels == 1 else sheet

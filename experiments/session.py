@@ -82,11 +82,7 @@ def start(program: Callable, *, every_core: bool = False, grid: bool = False) ->
         grid: whether processes without a coordinator share the runs of a grid.
     """
     console.begin(stopping.STOP)
-    if {"--help", "-help", "-h", "--helpshort", "--helpfull"} & set(sys.argv[1:]):
-        is_full = "--helpfull" in sys.argv
-        print((sys.modules["__main__"].__doc__ or "").strip() + "\n\nflags:")
-        print(flags.FLAGS.get_help() if is_full else flags.FLAGS.main_module_help())
-        sys.exit(0)
+    console.help_if_asked()
     try:
         config = _parse(sys.argv, grid)
     except Exception as error:
@@ -198,11 +194,11 @@ def warm_imports(draw: bool = True) -> None:
     would find modules half imported. What cannot be imported fails where it is used.
 
     Args:
-        draw: whether there will be pictures.
+        draw: whether there will be pictures and a page.
     """
     names = ["orbax.checkpoint", "sklearn.metrics"]
     if draw:
-        names += ["matplotlib.figure", "matplotlib.backends.backend_agg"]
+        names += ["matplotlib.figure", "matplotlib.backends.backend_agg", "jinja2"]
     is_over = threading.Event()
 
     def work():

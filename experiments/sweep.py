@@ -9,8 +9,8 @@
 Each run leaves in its folder what experiments.run would leave, pictures on request;
 runs that are finished already are not done again. A table of means and standard
 deviations over the seeds, and over the classes where there are several, is printed and
-written to summary.json; a picture compares. Started several times in one folder with
---processes=N, N processes share the runs.
+written to summary.json; report.html and a picture compare. Started several times in one
+folder with --processes=N, N processes share the runs.
 """
 
 import pathlib
@@ -20,6 +20,7 @@ import numpy as np
 from absl import flags, logging
 
 from deepsad_jax.data import sources
+from deepsad_jax.report import folders
 from experiments import build, figures, grid, session, workdir
 
 flags.adopt_module_key_flags(grid)
@@ -195,6 +196,7 @@ def main(config: Config) -> None:
         workdir.write_json(target / "summary.json", rows)
         if len(rows) > 1:
             figures.save(target / "comparison.png", figures.means(rows))
+        folders.write(target)
     print(table(rows))
     print(f"written to {target}")
 

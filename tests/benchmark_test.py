@@ -27,6 +27,10 @@ def test_the_command_measures_and_writes_json(command, tmp_path):
         assert row["samples_per_second"] == pytest.approx(samples / time, rel=1e-3)
 
 
+def test_its_help_is_no_failure(command):
+    assert "steps: one epoch of each stage" in command("benchmark", "--help")
+
+
 @pytest.mark.parametrize(
     "network", ["mnist_LeNet", "fmnist_LeNet", "cifar10_LeNet", "cardio_mlp"]
 )

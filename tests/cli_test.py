@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import io
+import json
 import os
 import re
 import signal
@@ -180,7 +181,7 @@ def test_a_fit_says_what_it_has_made_of_the_file(home):
     assert "994 rows held out" in output
     assert "at most 5 % of new normal rows" in output
     assert re.search(r"evaluation AUROC \d\.\d+ \(95 % interval", output)
-    assert output.endswith("written to pump")
+    assert output.endswith("written to pump; see pump/report.html")
 
 
 def test_info_says_the_same_later(home, deepsad):
@@ -189,6 +190,30 @@ def test_info_says_the_same_later(home, deepsad):
     said = (home / "fit.txt").read_text().splitlines()[:-1]
     assert output.splitlines()[: len(said)] == said
     assert f"jax {jax.__version__}" in output
+
+
+def test_a_fit_leaves_a_page_and_a_later_one_knows_less(home, deepsad, tmp_path):
+    page = (home / "pump" / "report.html").read_text()
+    output = " ".join((home / "fit.txt").read_text().split())
+    # What the evaluation counts is what the page starts with.
+    counts = re.findall(r"(\d+) of (\d+) \(", output)
+    content = json.loads(re.search(r'"page-data">(.*?)</script>', page)[1])
+    start = content["start"]
+    found = content["hits"][start], 30, content["falseAlarms"][start], content["normal"]
+    assert found == tuple(int(n) for pair in counts[:2] for n in pair)
+    assert content["thresholds"][start] == 1.0
+    later = tmp_path / "later.html"
+    assert deepsad("report", home / "pump", "-o", later)[0] == 0
+    assert "so that none are shown" in later.read_text()
+    groups = page[page.index("Groups after training") :].split("</table>")[0]
+    assert re.findall(r'row">([a-z ]+)</th><td class="number">(\d+)', groups) == [
+        *(("known normal", "200"), ("unlabeled", "4770"), ("known anomalous", "30"))
+    ]
+    distance = re.findall(r'<td class="number">([\d.e-]+)</td><td', groups)
+    assert float(distance[5]) > 10 * float(distance[1])
+    assert "Most anomalous" in page and "Most anomalous" not in later.read_text()
+    again = json.loads(re.search(r'"page-data">(.*?)</script>', later.read_text())[1])
+    assert again == content
 
 
 def test_an_evaluation_counts_as_scikit_learn_does(home, deepsad, scored):
@@ -530,7 +555,10 @@ def test_values_may_hold_commas():
 
 
 WRONG = [
-    ("", "a command is missing; choose fit, score, evaluate, info"),
+    ("report nope", "there is no folder nope"),
+    ("report .", "holds no finished run, sweep or comparison"),
+    ("report pump", "pump/report.html exists, and nothing is overwritten"),
+    ("", "a command is missing; choose fit, score, evaluate, explain"),
     ("fits", "'fits' is no command"),
     ("fit", "an argument is missing: deepsad fit FILE --model=MODEL"),
     ("fit parts.csv", "--model is missing"),

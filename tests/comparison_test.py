@@ -36,14 +36,8 @@ def test_without_spread_or_figure_nothing_is_claimed():
     assert rows[0]["difference"] is None and rows[1]["difference"] == 1.5
 
 
-def test_ranks_are_those_of_scipy_and_their_difference_that_of_the_tables():
-    values = {name: RNG.normal(i, 1, 20) for i, name in enumerate("abcde")}
-    ranks, difference = comparison.average_ranks(values)
-    table = np.array(list(values.values())).T
-    expected = stats.rankdata(-table, axis=1).mean(axis=0)
-    np.testing.assert_allclose(list(ranks.values()), expected)
-    # Demsar, JMLR 2006, table 5: 2.728 for five methods at 5 %.
-    np.testing.assert_allclose(difference, 2.728 * np.sqrt(5 * 6 / (6 * 20)), rtol=1e-3)
+def test_signed_ranks_are_those_of_scipy():
+    values = {name: RNG.normal(i, 1, 20) for i, name in enumerate("ae")}
     assert comparison.signed_ranks([1.0, 2.0], [1.0, 2.0]) == 1.0
     found = comparison.signed_ranks(values["a"], values["e"])
     np.testing.assert_allclose(found, stats.wilcoxon(values["a"], values["e"]).pvalue)

@@ -67,6 +67,16 @@ def compiled(caplog, monkeypatch):
     return names
 
 
+@pytest.fixture
+def without_pictures(monkeypatch):
+    """Runs draw nothing and fit no untrained network: those of the finished runs that
+    tests share are enough."""
+    from experiments import pictures, report
+
+    monkeypatch.setattr(pictures, "of_run", lambda *_: {})
+    monkeypatch.setattr(report, "_untrained", lambda made: None)
+
+
 @pytest.fixture(scope="session")
 def made_once(tmp_path_factory):
     """`made_once(name, make)`: a folder that one worker makes for all by make(folder).

@@ -430,6 +430,15 @@ def test_an_evaluation_is_of_rows_that_no_fit_has_seen(monkeypatch):
     assert found.low < found.auroc <= found.high and found.auroc > 0.95
     assert found.detected >= 0.8 * found.anomalies
     assert found.against == "known normal"
+    check_relative(found)
+
+
+def check_relative(found):
+    """On the scale of several models, 1 is the threshold of each."""
+    normals, anomalous = found.relative
+    assert (len(normals), len(anomalous)) == (found.normals, found.anomalies)
+    assert (normals > 1).sum() == found.false_alarms
+    assert (anomalous > 1).sum() == found.detected
 
 
 def test_without_known_normal_rows_anomalies_are_compared_with_unlabeled_ones():
@@ -459,6 +468,7 @@ def test_networks_of_an_evaluation_are_trained_in_one_call(monkeypatch):
     assert calls == [(5, True), (10, True)]  # of two members each
     assert stages == ["train"] * len(stages) != []
     assert 0 <= found.auroc <= 1
+    check_relative(found)
 
 
 @pytest.mark.parametrize("name", ["deep_sad", "table", "kde"])

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import scipy.stats
-from sklearn.metrics import roc_auc_score
+from sklearn.metrics import average_precision_score, roc_auc_score
 
 from deepsad_jax import evaluation
 
@@ -63,3 +63,29 @@ def test_shares_have_the_interval_of_wilson(part, whole):
     expected = scipy.stats.binomtest(part, whole).proportion_ci(method="wilson")
     found = evaluation.share_interval(part, whole)
     np.testing.assert_allclose(found, (expected.low, expected.high), atol=1e-6)
+
+
+def test_the_interval_of_average_precision_is_the_bootstrap_of_scikit_learn():
+    rng = np.random.default_rng(1)
+    labels = (np.arange(80) < 30).astype(int)
+    scores = np.round(rng.normal(size=80) + labels, 1)  # with ties
+    low, high = evaluation.average_precision_interval(labels, scores)
+    drawn = []
+    for _ in range(500):
+        rows = np.concatenate([rng.choice(30, 30), 30 + rng.choice(50, 50)])
+        drawn.append(average_precision_score(labels[rows], scores[rows]))
+    expected = np.quantile(drawn, (0.025, 0.975))
+    np.testing.assert_allclose((low, high), expected, atol=0.03)
+    perfect = evaluation.average_precision_interval(labels, labels.astype(float))
+    assert perfect == (1.0, 1.0)
+
+
+def test_ranks_are_those_of_scipy_and_their_difference_that_of_the_tables():
+    rng = np.random.default_rng(0)
+    values = {name: rng.normal(i, 1, 20) for i, name in enumerate("abcde")}
+    ranks, difference = evaluation.average_ranks(values)
+    table = np.array(list(values.values())).T
+    expected = scipy.stats.rankdata(-table, axis=1).mean(axis=0)
+    np.testing.assert_allclose(list(ranks.values()), expected)
+    # Demsar, JMLR 2006, table 5: 2.728 for five methods at 5 %.
+    np.testing.assert_allclose(difference, 2.728 * np.sqrt(5 * 6 / (6 * 20)), rtol=1e-3)

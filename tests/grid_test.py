@@ -13,14 +13,12 @@ import numpy as np
 import pytest
 
 from configs import breast_cancer, digits
-from experiments import grid, report, run, sweep, workdir
+from experiments import grid, run, sweep, workdir
 
 ROOT = pathlib.Path(__file__).parents[1]
 
 
-@pytest.fixture(autouse=True)
-def _without_pictures(monkeypatch):
-    monkeypatch.setattr(report, "pictures", lambda *_: {})
+pytestmark = pytest.mark.usefixtures("without_pictures")
 
 
 def forests(folder, seeds):

@@ -11,16 +11,13 @@ import sklearn.metrics
 
 from configs import saved
 from deepsad_jax import losses, model, parallel, writing
-from experiments import build, report, run, workdir
+from experiments import build, run, workdir
 
 ROOT = pathlib.Path(__file__).parents[1]
 OLD = ROOT / "tests/data/models-0.1"
 
 
-@pytest.fixture(autouse=True)
-def _without_pictures(monkeypatch):
-    """Those of the finished runs that tests share are enough."""
-    monkeypatch.setattr(report, "pictures", lambda *_: {})
+pytestmark = pytest.mark.usefixtures("without_pictures")
 
 
 def config_of(name="digits", **overrides):
@@ -58,6 +55,8 @@ def test_a_run_leaves_everything_behind(finished):
         "groups.png",
         "checkpoints",
         "samples.png",
+        "examples.npz",
+        "report.html",
     }
     assert "AUROC" in output and str(folder) in output
     assert "the digit: 9 is normal (180 rows), 9 other classes are anomal" in output
@@ -93,6 +92,11 @@ def test_results_are_those_of_the_scores(finished):
     }
     assert keys <= results.keys()
     assert results["network"] == "digits_LeNet"
+    for name in ("ae", "untrained"):
+        with np.load(folder / "scores.npz") as scores:
+            reference = scores[f"reference_{name}"]
+        area = sklearn.metrics.roc_auc_score(label, reference)
+        assert results[f"{name}_auroc"] == area
 
 
 def test_a_finished_experiment_is_not_overwritten(finished):

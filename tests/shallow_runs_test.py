@@ -19,9 +19,9 @@ METHODS = ("ssad", "ocsvm", "kde", "isoforest")
 
 
 @pytest.fixture(autouse=True)
-def _without_pictures(request, monkeypatch):
+def _without_pictures(request):
     if "leaves_a_finished_run" not in request.node.name:
-        monkeypatch.setattr(report, "pictures", lambda *_: {})
+        request.getfixturevalue("without_pictures")
 
 
 def config_of(data="breast_cancer", **overrides):

@@ -10,12 +10,9 @@ import optax
 import pytest
 from absl.testing import flagsaver
 
-from experiments import build, report, run, session, sweep
+from experiments import build, run, session, sweep
 
-
-@pytest.fixture(autouse=True)
-def _without_pictures(monkeypatch):
-    monkeypatch.setattr(report, "pictures", lambda *_: {})
+pytestmark = pytest.mark.usefixtures("without_pictures")
 
 
 class Tower(nn.Module):

@@ -36,7 +36,16 @@ import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
 
-from deepsad_jax import epochs, fast_cpu, methods, model, networks, parallel, training
+from deepsad_jax import (
+    console,
+    epochs,
+    fast_cpu,
+    methods,
+    model,
+    networks,
+    parallel,
+    training,
+)
 from deepsad_jax.detectors import deep_sad
 from experiments import workdir
 from experiments.benchmark import committee
@@ -471,6 +480,7 @@ def main(argv):
 
 
 if __name__ == "__main__":
+    console.help_if_asked()
     logging.getLogger("jax").setLevel(logging.WARNING)
     # As many devices as are asked for, where they can be made.
     jax.config.update("jax_num_cpu_devices", parallel.cores())

@@ -1,0 +1,79 @@
+"""Which rows are suggested, by what each strategy is meant to find."""
+
+import numpy as np
+import pytest
+
+from deepsad_jax import cli, suggestions
+
+SCORES = np.array([0.1, 0.9, 0.5, 0.45, 0.8, 0.2, 0.85, 0.55])
+PLACES = np.array([[0], [10], [1], [0], [10], [2], [9], [1]], float)
+
+
+def suggest(**options):
+    return suggestions.suggest(SCORES, 0.5, PLACES, **options).tolist()
+
+
+def test_anomalous_are_those_of_the_highest_scores():
+    assert suggest(number=3, strategy="anomalous") == [1, 6, 4]
+
+
+def test_uncertain_are_as_many_above_as_below_the_threshold():
+    # 0.55 is the last above, 0.5 the first that is not.
+    assert set(suggest(number=2, strategy="uncertain")) == {7, 2}
+    assert set(suggest(number=4, strategy="uncertain")) == {7, 2, 3, 4}
+
+
+def test_diverse_are_far_from_each_other_and_from_what_is_labeled():
+    seen = np.arange(8) == 1  # at 10
+    first, second = suggest(number=2, strategy="diverse", labeled=seen)
+    assert PLACES[first] == 0 and PLACES[second] in (4, 5, 9, 2)
+    rng = np.random.default_rng(0)
+    groups = np.repeat(np.eye(5) * 100, 20, axis=0) + rng.normal(size=(100, 5))
+    chosen = suggestions.suggest(
+        rng.random(100), 0.5, groups, number=5, strategy="diverse"
+    )
+    assert sorted(chosen // 20) == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("strategy", suggestions.STRATEGIES)
+def test_no_row_twice_and_none_that_is_labeled(strategy):
+    rng = np.random.default_rng(0)
+    scores, embeddings = rng.random(60), rng.normal(size=(60, 3))
+    seen = np.arange(60) % 3 == 0
+    for number in (1, 7, 40, 100):
+        chosen = suggestions.suggest(
+            scores, 0.9, embeddings, number=number, strategy=strategy, labeled=seen
+        )
+        assert len(set(chosen.tolist())) == len(chosen) == min(number, 40)
+        assert not seen[chosen].any()
+
+
+def test_a_mixture_has_some_of_each():
+    rng = np.random.default_rng(0)
+    scores = np.linspace(0, 1, 1000)
+    embeddings = rng.normal(size=(1000, 2))
+    embeddings[100] = 50  # far, and of a low score
+    chosen = suggestions.suggest(scores, 0.7, embeddings, number=8)
+    assert 100 in chosen
+    assert (scores[chosen] > 0.95).sum() >= 2
+    assert (np.abs(scores[chosen] - 0.7) < 0.01).sum() >= 2
+
+
+@pytest.mark.parametrize(
+    "options, said",
+    [
+        ({"number": 0}, "number is 0; it must be at least 1"),
+        (
+            {"number": 2, "strategy": "best"},
+            "strategy is 'best'; it must be one of mix",
+        ),
+        ({"number": 2, "labeled": [True]}, "8 scores, 8 embeddings and 1 marks"),
+    ],
+)
+def test_what_is_wrong_is_said(options, said):
+    with pytest.raises(ValueError, match=said):
+        suggest(**options)
+
+
+def test_the_command_names_the_same_strategies():
+    assert cli.STRATEGIES == suggestions.STRATEGIES
