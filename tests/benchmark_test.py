@@ -15,7 +15,7 @@ def test_the_command_measures_and_writes_json(command, tmp_path):
     command(
         *("benchmark", "--networks=thyroid_mlp", "--repeats=1", "--batches=2"),
         *("--runs=1,2", "--devices=1,2", f"--json={path}"),
-        XLA_FLAGS="--xla_force_host_platform_device_count=2",
+        JAX_NUM_CPU_DEVICES="2",
     )
     rows = json.loads(path.read_text())["steps"]
     assert {(row["runs"], row["devices"]) for row in rows} == {
