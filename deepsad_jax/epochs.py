@@ -51,10 +51,10 @@ class Programs:
         self.plan = plan
         on_cpu = jax.default_backend() == "cpu"
         self.per_step = convolutional and on_cpu and not plan.many
-        options = fast_cpu.compiler_options() if self.per_step else None
-        compile_ = functools.partial(plan.compile, options=options)
+        made = fast_cpu.compiler_options if self.per_step else fast_cpu.quick_options
+        compile_ = functools.partial(plan.compile, options=made())
         axes = TrainingSet(None if plan.shared_inputs else 0, 0, 0, 0)
-        self.start = plan.compile(run.start)
+        self.start = plan.compile(run.start, options=fast_cpu.quick_options())
         self._prepare = compile_(run.prepare, (axes, 0, None))
         self._train_on = compile_(run.step, (0, 0, axes, 0, 0, None), donate=(0, 1))
         self._train_on_rows = compile_(run.on_rows, donate=(0, 1), split=2)
@@ -444,7 +444,10 @@ class Trainer:
 
 @functools.partial(jax.jit, static_argnums=1)
 def _derived(keys, count):
-    return [[jax.random.fold_in(key, i) for key in keys] for i in range(count)]
+    uses = jnp.arange(count)  # mapped, since XLA compiles each `fold_in` anew
+    found = jax.vmap(lambda key: jax.vmap(jax.random.fold_in, (None, 0))(key, uses))
+    found = found(jnp.stack(keys))
+    return [[own[i] for own in found] for i in range(count)]
 
 
 @functools.lru_cache(maxsize=16)
@@ -492,6 +495,7 @@ def _evaluator(objective, name, plan, shape, variables):
 
     on_cpu = jax.default_backend() == "cpu"
     conv = on_cpu and plan.devices == 1 and is_convolutional(objective, shape)
+    # Else the same as where devices share the rows, which get the same bits.
     options = fast_cpu.compiler_options() if conv else None
     return plan.compile(function, split=1, options=options)
 

@@ -10,6 +10,7 @@ channels last.
 
 import ctypes
 import functools
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -317,14 +318,19 @@ def compiler_options() -> dict[str, Any] | None:
 
 @functools.cache
 def quick_options() -> dict[str, Any] | None:
-    """XLA's options for programs that run once, on a CPU; None elsewhere.
+    """XLA's options for training without convolutions, on a CPU; None elsewhere.
 
-    By default, the loops of a random draw of few numbers along several axes, such as a
-    small kernel's, are unrolled, which takes seconds. The bits are the same.
+    None, too, where `XLA_FLAGS` has a level of optimization of its own.
+
+    Compiling takes two thirds of the time, and running as long as by default: what is
+    slow in a perceptron are its many small loops, which gain nothing from more effort.
+    Random draws of few numbers along several axes, such as a small kernel's, would be
+    unrolled, which takes seconds.
     """
-    if jax.default_backend() != "cpu":
+    name = "xla_backend_optimization_level"
+    if jax.default_backend() != "cpu" or name in os.environ.get("XLA_FLAGS", ""):
         return None
-    return _known({"xla_backend_optimization_level": 1})
+    return _known({name: 1})
 
 
 def _known(options: dict[str, Any]) -> dict[str, Any] | None:

@@ -125,7 +125,7 @@ class Plan:
             split: the argument that holds the rows of a batch, which are then split
                 over the devices that share it; None where the function takes its
                 `own_share` by itself.
-            options: XLA's, of a program on one device.
+            options: XLA's, where devices do not share a batch.
         """
         if next(_made) % _TURN == 0:
             jax.clear_caches()
@@ -135,10 +135,12 @@ class Plan:
             function = jax.vmap(function, in_axes=in_axes)
             # pmap even for one device, so that the axes are those of `stack`.
             devices = jax.local_devices()[: self.devices]
-            return jax.pmap(
+            function = jax.pmap(
                 function, in_axes=in_axes, donate_argnums=donate, devices=devices
             )
-        if self.devices == 1:
+            if options is None:
+                return function  # pmap takes none
+        if self.many or self.devices == 1:
             return jax.jit(function, donate_argnums=donate, compiler_options=options)
         return _data_parallel(function, self.devices, split)
 

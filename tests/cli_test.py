@@ -376,7 +376,8 @@ def test_an_interruption_leaves_nothing_behind(home, tmp_path):
     while not any(path.stat().st_size for path in tmp_path.iterdir()):
         assert process.poll() is None
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
+    process.wait(60)  # before the input ends, which would be a good end
+    _, errors = process.communicate()
     assert process.returncode == 130
     said = "interrupted: nothing was saved; begin again by the same command"
     assert errors.decode().splitlines()[-1] == said

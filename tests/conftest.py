@@ -16,8 +16,16 @@ import subprocess
 import sys
 import tempfile
 
-import jax
 import pytest
+
+# Less than half the time of compiling, for slower programs; processes inherit it.
+# `full_effort_test` tries with all the effort what depends on it.
+_QUICK = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+if os.environ.get("DEEPSAD_TEST_EFFORT") != "full":
+    if _QUICK not in (flags := os.environ.get("XLA_FLAGS", "")):
+        os.environ["XLA_FLAGS"] = f"{flags} {_QUICK}".strip()
+
+import jax  # noqa: E402, which reads the flags
 
 ROOT = pathlib.Path(__file__).parents[1]
 _NAME = "JAX_COMPILATION_CACHE_DIR"
@@ -31,6 +39,14 @@ jax.config.update(_LEAST, 0.0)
 
 
 _MOST = 0.9e9  # bytes
+# What takes longest begins first, so that no worker is left alone with it.
+_LONGEST = ("resume", "parallel", "full_effort", "checkpoints", "cli", "benchmark")
+
+
+def pytest_collection_modifyitems(items):
+    """Files in the order in which workers take them, see setup.cfg."""
+    places = {f"{name}_test.py": i for i, name in enumerate(_LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.name, len(places)))
 
 
 @pytest.fixture(scope="module", autouse=True)

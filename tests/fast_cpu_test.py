@@ -220,14 +220,20 @@ def draws(key):
 
 
 def test_quick_options_change_no_bit_and_are_for_cpus(monkeypatch):
-    options, key = fast_cpu.quick_options(), jax.random.key(5)
+    quick = fast_cpu.quick_options.__wrapped__
+    with monkeypatch.context() as patch:
+        patch.delenv("XLA_FLAGS", raising=False)
+        options, key = quick(), jax.random.key(5)
     assert (options is None) == (jax.default_backend() != "cpu")
-    quick = jax.jit(draws, compiler_options=options)(key)
-    jax.tree.map(np.testing.assert_array_equal, quick, jax.jit(draws)(key))
+    found = jax.jit(draws, compiler_options=options)(key)
+    default = options and {"xla_backend_optimization_level": 3}
+    expected = jax.jit(draws, compiler_options=default)(key)
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+    monkeypatch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=2")
+    assert quick() is None
+    monkeypatch.delenv("XLA_FLAGS")
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    fast_cpu.quick_options.cache_clear()
-    assert fast_cpu.quick_options() is None
-    fast_cpu.quick_options.cache_clear()
+    assert quick() is None
 
 
 def test_freed_memory_is_kept_with_one_arena_for_large_networks(monkeypatch):

@@ -265,7 +265,7 @@ for shape in ((8, 8, 1), (9, 2)):
 
 
 def test_two_devices_that_share_a_batch_compute_what_one_does():
-    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    flags = {"JAX_NUM_CPU_DEVICES": "2"}
     options = {"capture_output": True, "text": True, "timeout": 300}
     done = subprocess.run(
         [sys.executable, "-c", SHARED_BATCH], env=os.environ | flags, **options

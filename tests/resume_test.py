@@ -37,6 +37,11 @@ QUICK = ("--config.pretrain.epochs=2", "--config.train.epochs=3")
 OFTEN = ("--config.checkpoint.epochs=1", "--config.checkpoint.seconds=0")
 
 
+@pytest.fixture(autouse=True)
+def _without_pictures(monkeypatch):
+    monkeypatch.setattr(report, "pictures", lambda *_: {})
+
+
 def fit(method, keeper=None, observe=None, seed=0, devices=1, stage=STAGE):
     rng = np.random.default_rng(0)
     data = training.training_set(
@@ -152,7 +157,7 @@ def test_a_fit_goes_on_with_as_many_or_more_devices(tmp_path):
     environment = {
         **os.environ,
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+        "JAX_NUM_CPU_DEVICES": "2",
         "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}",
     }
     code = "import sys, resume_test; resume_test.check_devices(sys.argv[1])"
@@ -487,7 +492,7 @@ def test_sigterm_in_a_shallow_method_just_ends_the_process(tmp_path):
 def test_what_is_killed_at_any_moment_ends_the_same(program, tmp_path):
     kills = {"run": 3, "sweep": 2}[program]
     options = {"run": [TABLE], "sweep": ["--seeds=2"]}[program]
-    options += ["--config.pretrain.epochs=20", "--config.train.epochs=20"]
+    options += ["--config.pretrain.epochs=6", "--config.train.epochs=6"]
     counts, _ = kill_harness.survive(program, kills, 1, tmp_path, options)
     assert sum(counts.values()) == kills
 

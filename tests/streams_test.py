@@ -390,7 +390,7 @@ def test_in_a_process_of_its_own(check):
         [sys.executable, __file__, check],
         env={
             **os.environ,
-            "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
+            "JAX_NUM_CPU_DEVICES": "4",
             "PYTHONPATH": str(pathlib.Path(sad.__file__).parents[1]),
         },
         check=True,

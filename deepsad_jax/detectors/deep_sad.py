@@ -276,7 +276,7 @@ class DeepSAD(deep.Deep):
                     reason = "all examples are known anomalies"
                 raise ValueError(f"{reason}; there is no center")
             mean = np.asarray(total / count, np.float32)
-            centers.append(np.asarray(losses.clamp_center(mean)))
+            centers.append(np.asarray(jax.jit(losses.clamp_center)(mean)))
         return centers
 
     def _with_radius(self, objective, finished, trainer) -> list[dict[str, Any]]:
