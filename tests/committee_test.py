@@ -70,6 +70,27 @@ def test_it_is_saved_loaded_and_traced(fitted, data, tmp_path):
     )
 
 
+def test_an_observer_of_one_run_is_told_the_mean_of_its_networks(fitted, data):
+    told = []
+    method = deep_sad.DeepSAD(members=2, **STAGES)
+    run = methods.Run(jax.random.key(0), data)
+    method.fit_many([run], observe=lambda *one: told.append(one))
+    assert [one[:2] for one in told] == [
+        *(("pretrain", i) for i in (1, 2)),
+        *(("train", i) for i in (1, 2)),
+    ]
+    assert all(h.shape == (2,) for *_, one in told for h in one.values())
+    singles = [
+        record.history
+        for _, record in (
+            deep_sad.DeepSAD(**STAGES).fit(key, data)
+            for key in (jax.random.key(0), jax.random.fold_in(jax.random.key(0), 1))
+        )
+    ]
+    expected = np.mean([one["train"]["loss"] for one in singles], axis=0)
+    np.testing.assert_allclose(told[-1][2]["loss"], expected, rtol=1e-6)
+
+
 def test_many_runs_are_single_ones(fitted, data):
     method = deep_sad.DeepSAD(members=2, companions=ALL, **STAGES)
     runs = [methods.Run(jax.random.key(i), data, seed=0) for i in (0, 7)]

@@ -5,6 +5,7 @@ limits, so that none of them drowns the others.
 """
 
 import dataclasses
+import functools
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -151,6 +152,8 @@ def fit_many(
         if keeper is None and len(wanted) > 1 and len(starts) == 1:
             plan = single.plan_for(wanted)
     if plan is not None and plan.many:
+        if len(runs) == 1:
+            observe = observe and functools.partial(_tell_means, observe)
         fitted = single.fit_many(wanted, plan=plan, observe=observe)
     else:
         fitted = []
@@ -209,6 +212,12 @@ def _joined(method, single, run, fitted):
         "companions_seconds": time.perf_counter() - began,
     }
     return made, records[0]._replace(seconds=seconds, notes=notes, details=details)
+
+
+def _tell_means(observe, stage, done, history):
+    """Tells an observer of one run the means over its networks, stacked in front."""
+    means = {name: h.reshape(-1, h.shape[-1]).mean(0) for name, h in history.items()}
+    observe(stage, done, means)
 
 
 class _Share:
