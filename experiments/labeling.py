@@ -3,9 +3,9 @@
     python -m experiments.labeling FOLDER --picture=labeling.png
 
 For each table of the folder (npz files with X and y, 1: anomaly) half of at most 2,000
-rows trains Deep SAD, at first without any label. Then it asks for ten labels, which
-the table gives, goes on from where it is for some epochs, and asks again, five times.
-The AUROC is that of the other half.
+rows trains Deep SAD with the companions that are its default, at first without any
+label. Then it asks for ten labels, which the table gives, goes on from where it is for
+some epochs, and asks again, five times. The AUROC is that of the other half.
 """
 
 import argparse
@@ -17,12 +17,20 @@ import jax
 import numpy as np
 from sklearn import metrics, model_selection
 
-from deepsad_jax import detectors, model, preprocessing, suggestions, training
+from deepsad_jax import (
+    detectors,
+    estimators,
+    model,
+    preprocessing,
+    suggestions,
+    training,
+)
 
 ROUNDS, NUMBER, MOST = 5, 10, 2000
 FEWEST = 20  # anomalies, if a table has them
 FIRST = training.Stage(training.Adam(1e-3), epochs=20, batch_size=64)
 NEXT = training.Stage(training.Adam(1e-3), epochs=10, batch_size=64)
+COMPANIONS = estimators.DeepSAD().companions
 RATE = 0.05  # the share of rows above the threshold
 
 
@@ -64,7 +72,7 @@ def curves(path, strategies, seed):
 
     def fit(targets, **options):
         data = training.training_set(x, targets)
-        method = detectors.deep_sad.DeepSAD(**options)
+        method = detectors.deep_sad.DeepSAD(**options, companions=COMPANIONS)
         return method.fit(jax.random.key(seed), data, preprocessing=scaling)[0]
 
     def auroc(fitted):

@@ -63,6 +63,31 @@ def test_the_linear_companion_is_a_logistic_regression_of_normal_columns(rows):
     np.testing.assert_allclose(_scores(fitted, x), expected, atol=1e-3)
 
 
+def test_a_label_counts_alike_of_either_kind_and_unlabeled_rows_count_together():
+    targets = np.repeat([-1, 1, 0], [4, 2, 94])
+    found = companions.weights(targets)
+    np.testing.assert_allclose(found[:6], 100 * 0.5 / 4)
+    np.testing.assert_allclose(found[6:], 100 * (0.5 - 2 * 0.5 / 4) / 94)
+    many = companions.weights(np.repeat([-1, 1, 0], [4, 40, 56]))
+    sums = [many[:4].sum(), many[4:44].sum(), many[44:].sum()]
+    np.testing.assert_allclose(sums, [50, 25, 25])
+    whole = companions.weights(np.repeat([-1, 1], [4, 6]))
+    np.testing.assert_allclose([whole[:4].sum(), whole[4:].sum()], [5, 5])
+
+
+def test_known_normal_rows_lower_the_score_of_what_is_like_them(rows):
+    x, targets = rows
+    like = (targets == 0) & (x[:, 0] > 0.8)  # where known anomalies are
+    told = np.where(like, 1, targets)
+    for name in ("linear", "forest", "extra"):
+        before, after = (companions.FITS[name](x, one, 0) for one in (targets, told))
+        ranks = [
+            scipy.stats.rankdata(_scores(fitted, x))[like].mean()
+            for fitted in (before, after)
+        ]
+        assert ranks[1] < ranks[0]
+
+
 @pytest.mark.parametrize(
     ("name", "kind", "leaf"),
     [

@@ -78,19 +78,35 @@ def normal(knots: jax.typing.ArrayLike, x: jax.typing.ArrayLike) -> jax.Array:
     return special.ndtri(rank).T
 
 
+def weights(semi_targets: np.ndarray) -> np.ndarray:
+    """What each row counts, `[n]`, 1 on average: known anomalies half of all.
+
+    Of the other half, known normal rows have as much each as a known anomaly, but no
+    more than half of it; unlabeled rows share the rest.
+    """
+    known = [semi_targets == kind for kind in (-1, 1)]
+    anomalies, normals = (int(one.sum()) for one in known)
+    one = 0.5 / max(1, anomalies)
+    normal = min(one, 0.25 / normals) if normals else 0.0
+    if anomalies + normals == len(semi_targets):
+        normal = 0.5 / max(1, normals)
+    rest = max(1, len(semi_targets) - anomalies - normals)
+    return len(semi_targets) * np.select(
+        known, [one, normal], (0.5 - normals * normal) / rest
+    )
+
+
 def fit_linear(x: np.ndarray, semi_targets: np.ndarray, seed: int) -> Fitted:
-    """Linear, of rows `[n, D]`; both kinds weigh the same."""
+    """Linear, of rows `[n, D]`, which count as `weights` says."""
     from sklearn import linear_model
 
     del seed  # nothing is drawn
     steps = np.linspace(0, len(x) - 1, min(_KNOTS, len(x))).round().astype(int)
     knots = np.sort(x, axis=0)[steps].astype(np.float32)
-    machine = linear_model.LogisticRegression(
-        C=_INVERSE_PENALTY, class_weight="balanced", max_iter=1000
-    )
+    machine = linear_model.LogisticRegression(C=_INVERSE_PENALTY, max_iter=1000)
     params = {"knots": knots}
     columns = epochs.evaluate(Linear(), "embed", {"params": params}, x)
-    machine.fit(columns, semi_targets == -1)
+    machine.fit(columns, semi_targets == -1, weights(semi_targets))
     params["weights"] = machine.coef_[0].astype(np.float32)
     params["bias"] = np.float32(machine.intercept_[0])
     return Linear(), {"params": params}
@@ -99,7 +115,10 @@ def fit_linear(x: np.ndarray, semi_targets: np.ndarray, seed: int) -> Fitted:
 def fit_forest(
     x: np.ndarray, semi_targets: np.ndarray, seed: int, kind: str = "forest"
 ) -> Fitted:
-    """A random forest, or extremely randomized trees, whose leaves are large."""
+    """A random forest, or extremely randomized trees, whose leaves are large.
+
+    Rows count as `weights` says.
+    """
     from sklearn import ensemble
 
     made = {
@@ -109,10 +128,9 @@ def fit_forest(
     grown = made[kind](
         _TREES,
         min_samples_leaf=int(np.clip(len(x) // 20, 1, _LEAVES[kind])),
-        class_weight="balanced",
         random_state=seed,
         n_jobs=-1,
-    ).fit(x.astype(np.float32), semi_targets == -1)
+    ).fit(x.astype(np.float32), semi_targets == -1, weights(semi_targets))
 
     def share(tree, depths):
         weights = tree.value[:, 0]
