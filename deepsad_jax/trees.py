@@ -4,7 +4,6 @@ A tree is an array of nodes; all examples descend all trees at once, one level a
 """
 
 import dataclasses
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,6 +16,7 @@ from deepsad_jax import parallel
 
 # The threshold of leaves: all numbers stay.
 _HIGHEST = np.finfo(np.float32).max
+_FEWEST = 64  # nodes
 
 
 def arrays(
@@ -32,9 +32,11 @@ def arrays(
     Returns:
         The depth of the deepest tree, and arrays of `[trees, nodes]`: `features` and
         `thresholds` (an example goes to the first child up to the threshold),
-        `children` `[trees, nodes, 2]` (of a leaf, itself) and `values` float64.
+        `children` `[trees, nodes, 2]` (of a leaf, itself) and `values` float64. The
+        number of nodes is a power of two, so that forests of like size share programs.
     """
-    shape = len(trees), max(tree.node_count for tree in trees)
+    nodes = max(tree.node_count for tree in trees)
+    shape = len(trees), max(_FEWEST, 2 ** (nodes - 1).bit_length())
     features, values = np.zeros(shape, np.int32), np.zeros(shape)
     thresholds = np.full(shape, _HIGHEST)
     children = np.zeros((*shape, 2), np.int32)
@@ -55,9 +57,9 @@ def arrays(
     return deepest, {**made, "values": values}
 
 
-@functools.partial(parallel.compiled, static=(0,))
+@parallel.compiled
 def leaves(
-    depth: int, params: dict[str, jax.Array], rows: jax.Array
+    depth: jax.typing.ArrayLike, params: dict[str, jax.Array], rows: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """Trees and nodes where examples end: `[trees]`, and `[batch, trees]` int32.
 
@@ -66,7 +68,7 @@ def leaves(
         params: `features`, `thresholds` and `children` of `arrays`.
         rows: `[batch, D]` float32, which compare as in scikit-learn.
     """
-    trees = jnp.arange(len(params["features"]))
+    trees, rows = jnp.arange(len(params["features"])), lax.stop_gradient(rows)
 
     def descend(_, nodes):
         values = jnp.take_along_axis(rows, params["features"][trees, nodes], axis=1)
@@ -79,19 +81,18 @@ def leaves(
 
 @dataclasses.dataclass(frozen=True)
 class Forest:
-    """The mean over trees of the values of the leaves where an example ends.
-
-    Attributes:
-        depth: of the deepest tree, >= 0.
-    """
-
-    depth: int
+    """The mean over trees of the values of the leaves where an example ends."""
 
     def score(self, variables: dict[str, Any], x: jax.Array) -> jax.Array:
-        """`[batch]`, of `[batch, ...]`; `variables` hold `params` of `arrays`."""
+        """`[batch]`, of `[batch, ...]`.
+
+        Args:
+            variables: `params`, those of `arrays`, and `depth`.
+            x: prepared examples.
+        """
         params = jax.tree.map(jnp.asarray, variables["params"])
         x = jnp.asarray(x, jnp.float32).reshape(len(x), -1)
-        trees, nodes = leaves(self.depth, params, x)
+        trees, nodes = leaves(params["depth"], params, x)
         return in_order(params["values"][trees, nodes])
 
 

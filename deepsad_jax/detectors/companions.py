@@ -160,7 +160,7 @@ def fit_isolation(x: np.ndarray, semi_targets: np.ndarray, seed: int) -> Fitted:
 def _forest(grown, values_of) -> Fitted:
     depth, params = trees.arrays([one.tree_ for one in grown.estimators_], values_of)
     params["values"] = params["values"].astype(np.float32)
-    return trees.Forest(depth), {"params": params}
+    return trees.Forest(), {"params": {**params, "depth": np.int32(depth)}}
 
 
 FITS: dict[str, Callable[[np.ndarray, np.ndarray, int], Fitted]] = {
