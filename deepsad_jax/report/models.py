@@ -3,17 +3,17 @@
 import os
 import pathlib
 import warnings
-from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from deepsad_jax import calibrated, facts, held_out, metrics
+from deepsad_jax import calibrated, explanations, facts, held_out, metrics
 from deepsad_jax import model as models
 from deepsad_jax.data import frames
 from deepsad_jax.report import cautions, examples, fits, folders, many
 
 _MOST = 20_000  # rows of which the groups are measured
+_WIDEST = 200  # columns whose part in scores is told
 _KINDS = {
     1: ("known normal", "normal"),
     0: ("unlabeled", "unlabeled"),
@@ -27,12 +27,10 @@ class Rows(NamedTuple):
     Attributes:
         rows: a frame, or images.
         semi_targets: +1, 0 or -1 for each.
-        reasons: what explains their scores, by row, if that is known.
     """
 
     rows: Any
     semi_targets: np.ndarray
-    reasons: Mapping[int, Sequence[examples.Reason]] | None = None
 
 
 def write(folder: str | os.PathLike, given: Rows) -> pathlib.Path:
@@ -190,14 +188,24 @@ def _examples(made, given, limit) -> dict[str, list[examples.Shown]]:
     # The threshold of the other way is not on the scale of the model.
     groups = examples.picked(scores, limit if made.way != "cross" else None)
     places = np.unique(np.concatenate([*groups.values()]))
-    reasons = given.reasons and {
-        place: given.reasons[int(free[place])]
-        for place in places.tolist()
-        if int(free[place]) in given.reasons
-    }
+    reasons = _reasons(made, held_out.chosen(rows, places), places)
     kinds = [_KINDS[int(given.semi_targets[row])] for row in free]
     kept = _kept(rows, places)
     return examples.shown(groups, kept, scores, kinds, free, reasons)
+
+
+def _reasons(made, rows, places) -> dict[int, list[examples.Reason]] | None:
+    """Why rows of a table have their scores, by place; of wide ones that takes long."""
+    width = made.model.info["shape"]
+    if made.examples is None or len(width) > 1 or width[0] > _WIDEST:
+        return None
+    found = explanations.explain(made, rows)
+    return {
+        int(place): [
+            (one.column, one.value, one.usual, one.share) for one in found.reasons(i)
+        ]
+        for i, place in enumerate(places)
+    }
 
 
 def _kept(rows, places) -> examples.Kept:
