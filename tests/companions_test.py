@@ -113,6 +113,17 @@ def test_isolation_is_in_the_order_of_scikit_learn_and_sees_no_anomalies(rows):
     assert scipy.stats.pearsonr(found, depths).statistic > 1 - 1e-6
 
 
+def test_large_images_are_halved_until_they_are_narrow():
+    x = np.random.default_rng(0).normal(size=(2, 130, 131, 3)).astype(np.float32)
+    found = companions.flat(x)
+    means = x[:, :128, :128].reshape(2, 32, 4, 32, 4, 3).mean(axis=(2, 4))
+    np.testing.assert_allclose(found.reshape(2, 32, 32, 3), means, atol=1e-6)
+    small = x[:, :4, :4]
+    np.testing.assert_array_equal(companions.flat(small), small.reshape(2, -1))
+    long = np.arange(2 * 10_000.0).reshape(2, 10_000, 1)
+    assert companions.flat(long).shape == (2, 2500)
+
+
 def test_a_forest_can_be_traced(rows):
     x, targets = rows
     forest, variables = companions.fit_extra(x, targets, 0)

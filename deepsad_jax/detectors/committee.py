@@ -19,6 +19,7 @@ from deepsad_jax.detectors import companions
 
 # Scores count within so many deviations below and above the usual.
 _LEAST, _MOST = -3.0, 5.0
+_BLOCK = 1024  # examples
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -61,8 +62,11 @@ class Committee(values.ByContent):
 
     def raw_scores(self, variables: dict[str, Any], x: jax.Array) -> jax.Array:
         """The score of each member as its method has it, `[batch, members]`."""
+        rows = companions.flat(x)
+        networks = (variables[f"network{i}"] for i in range(self.networks))
         found = [
-            member.score(variables[name], x) for name, member in self.members().items()
+            *(self.network.score(own, x) for own in networks),
+            *(other.score(variables[name], rows) for name, other in self.others),
         ]
         return jnp.stack(found, axis=1)
 
@@ -185,8 +189,7 @@ def _joined(method, single, run, fitted):
         if names and not (targets == -1).any():
             names = tuple(n for n in names if n not in companions.SUPERVISED)
             notes.append("no known anomalies: no companions that learn from them")
-        x = training.as_float(data.x[rows]) if names else np.zeros((1, 1))
-        x, others = np.asarray(x, np.float32).reshape(len(x), -1), []
+        x, others = _flat(data.x, rows) if names else None, []
         for name in names:
             judge, variables[name] = companions.FITS[name](x, targets, run.seed)
             others.append((name, judge))
@@ -212,6 +215,13 @@ def _joined(method, single, run, fitted):
         "companions_seconds": time.perf_counter() - began,
     }
     return made, records[0]._replace(seconds=seconds, notes=notes, details=details)
+
+
+def _flat(x, rows) -> np.ndarray:
+    """What companions see of some examples, a block at a time."""
+    blocks = np.array_split(rows, -(-len(rows) // _BLOCK))
+    made = (companions.flat(np.asarray(training.as_float(x[b]))) for b in blocks)
+    return np.concatenate([*made]).astype(np.float32)
 
 
 def _tell_means(observe, stage, done, history):

@@ -12,6 +12,7 @@ of them is worth.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -29,6 +30,7 @@ _TREES, _SAMPLES = 100, 256
 _LEAVES = {"forest": 30, "extra": 10}
 _KNOTS, _FAR = 257, 3.0
 _INVERSE_PENALTY = 1e-3
+_WIDEST = 4096  # features that they look at
 # Values are equal that differ by less, in ranges of their column.
 _EQUAL = 1e-6
 
@@ -76,6 +78,23 @@ def normal(knots: jax.typing.ArrayLike, x: jax.typing.ArrayLike) -> jax.Array:
     least = special.ndtr(-_FAR)
     rank = jnp.clip(0.5 * (above + below), least, 1.0 - least)
     return special.ndtri(rank).T
+
+
+def flat(x: Any) -> Any:
+    """Examples as rows `[n, D]`; large images and long series are halved until D is at
+    most 4,096, by means of neighboring values.
+
+    Args:
+        x: `[n, ...]` floating, the last axis being that of channels.
+    """
+    while x.ndim > 2 and math.prod(x.shape[1:]) > _WIDEST and max(x.shape[1:-1]) > 1:
+        for axis in range(1, x.ndim - 1):
+            half = x.shape[axis] // 2
+            if half:
+                pairs = (*x.shape[:axis], half, 2, *x.shape[axis + 1 :])
+                cut = x[(slice(None),) * axis + (slice(2 * half),)]
+                x = cut.reshape(pairs).mean(axis=axis + 1)
+    return x.reshape(len(x), -1)
 
 
 def weights(semi_targets: np.ndarray) -> np.ndarray:
