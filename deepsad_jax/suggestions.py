@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 
-STRATEGIES = ("mixture", "anomalous", "uncertain", "diverse")
-# Of the mixture: in each four, by which strategy.
-_TURNS = ("diverse", "anomalous", "diverse", "uncertain")
+STRATEGIES = ("mixture", "anomalous", "uncertain", "diverse", "spread")
+# Of the mixture: in each four, by which strategy. What is found by high scores alone is
+# unlike the anomalies that are missed.
+_TURNS = ("spread", "anomalous", "spread", "uncertain")
 _SPREAD = 5  # times as many of the most anomalous rows are looked at as are wanted
 
 
@@ -33,9 +34,9 @@ def suggest(
         number: how many rows, >= 1.
         strategy: "anomalous", those of the highest scores; "uncertain", those around
             the threshold, as many above as below; "diverse", each as far as can be from
-            all before and from those that are labeled; or "mixture", half of the last
-            kind, a quarter around the threshold, and a quarter of the most anomalous
-            that are unlike each other.
+            all before and from those that are labeled; "spread", evenly over the ranks
+            of the scores; or "mixture", half of the last kind, a quarter around the
+            threshold, and a quarter of the most anomalous that are unlike each other.
         labeled: which rows an expert has seen, `[n]` bool; they are left out.
 
     Returns:
@@ -65,15 +66,22 @@ def suggest(
     around = _around(scores[by_score], by_score, threshold)
     if strategy == "uncertain":
         return around[:number]
+    if strategy == "spread":
+        return _spread(by_score, number)
     before = embeddings[seen]
     if strategy == "diverse":
         return _unlike(embeddings, free, before, number)
     queues = {
         "anomalous": _unlike(embeddings, by_score[: _SPREAD * number], before, number),
         "uncertain": around,
-        "diverse": _unlike(embeddings, free, before, number),
+        "spread": [*_spread(by_score, -(-number // 2)), *by_score],
     }
     return _in_turns(queues, number)
+
+
+def _spread(rows, number):
+    """Rows at the middles of so many equal parts."""
+    return rows[((np.arange(number) + 0.5) * len(rows) / number).astype(int)]
 
 
 def _around(scores, rows, threshold):

@@ -37,7 +37,8 @@ def labels():
 
 @pytest.fixture(scope="module")
 def deep(labels):
-    return estimators.DeepSAD(**SHORT).fit(rows(600, 20, 0), labels)
+    paper = {"members": 1, "companions": ()}
+    return estimators.DeepSAD(**SHORT, **paper).fit(rows(600, 20, 0), labels)
 
 
 @pytest.fixture(scope="module")
@@ -87,6 +88,18 @@ def test_random_weights_name_other_columns(deep, why):
     pairs = zip(why.found.values, other.found.values, strict=True)
     alike = [np.corrcoef(*pair)[0, 1] for pair in pairs]
     assert np.mean(alike) < 0.6 and named_first(other) < 80
+
+
+def test_a_committee_is_explained_by_permutations(labels):
+    made = estimators.DeepSAD(**SHORT).fit(rows(600, 20, 0), labels)
+    new = rows(100, 100, 1)[:20]
+    found = made.explain(new)
+    assert found.way == "permutations" and named_first(found) == 20
+    np.testing.assert_allclose(
+        found.found.values.sum(axis=1) + found.found.usual_score,
+        -made.score_samples(new),
+        atol=1e-4,
+    )
 
 
 def test_a_kernel_method_is_explained_by_permutations(labels):

@@ -37,9 +37,7 @@ QUICK = ("--config.pretrain.epochs=2", "--config.train.epochs=3")
 OFTEN = ("--config.checkpoint.epochs=1", "--config.checkpoint.seconds=0")
 
 
-@pytest.fixture(autouse=True)
-def _without_pictures(monkeypatch):
-    monkeypatch.setattr(report, "pictures", lambda *_: {})
+pytestmark = pytest.mark.usefixtures("without_pictures")
 
 
 def fit(method, keeper=None, observe=None, seed=0, devices=1, stage=STAGE):

@@ -77,7 +77,7 @@ class Committee(values.ByContent):
 
 def networks_of(fitted: model.Model) -> list[model.Model]:
     """The networks of a committee, each a model of its own; else the model itself."""
-    committee = fitted.objective
+    committee = getattr(fitted, "objective", None)
     if not isinstance(committee, Committee):
         return [fitted]
     return [

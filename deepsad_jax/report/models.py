@@ -10,6 +10,7 @@ import numpy as np
 from deepsad_jax import calibrated, explanations, facts, held_out, metrics
 from deepsad_jax import model as models
 from deepsad_jax.data import frames
+from deepsad_jax.detectors import committee
 from deepsad_jax.report import cautions, examples, fits, folders, many
 
 _MOST = 20_000  # rows of which the groups are measured
@@ -157,8 +158,9 @@ def _history(details) -> dict[str, dict[str, np.ndarray]]:
 
 def _groups(made, given) -> list[tuple[str, int, float, float]]:
     """Section 3 of the paper, of the rows of the training, once it is over."""
-    center = made.model.variables.get("center")
-    if center is None or not hasattr(made.model.objective, "embed"):
+    network, *_ = committee.networks_of(made.model)
+    center = network.variables.get("center")
+    if center is None:
         return []
     targets = given.semi_targets
     places = np.arange(len(targets))
