@@ -22,6 +22,7 @@ OF_ONE_DEVICE = (
     "parity_test.py::test_autoencoder_gradients_and_three_steps[mnist_LeNet]",
     "parity_test.py::test_deep_sad_gradients_three_steps_and_scores[cardio_mlp-1.0]",
     "parity_test.py::test_deep_sad_gradients_three_steps_and_scores[mnist_LeNet-1.0]",
+    "ssad_test.py::test_gammas_are_solved_side_by_side_from_one_base",
 )
 COMMANDS = {
     "one device": ["-m", "pytest", "-n0", *(FOLDER / test for test in OF_ONE_DEVICE)],

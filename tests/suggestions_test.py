@@ -35,6 +35,10 @@ def test_diverse_are_far_from_each_other_and_from_what_is_labeled():
     assert sorted(chosen // 20) == [0, 1, 2, 3, 4]
 
 
+def test_spread_is_even_over_the_ranks():
+    assert suggest(number=4, strategy="spread") == [6, 7, 3, 0]
+
+
 @pytest.mark.parametrize("strategy", suggestions.STRATEGIES)
 def test_no_row_twice_and_none_that_is_labeled(strategy):
     rng = np.random.default_rng(0)
@@ -52,11 +56,11 @@ def test_a_mixture_has_some_of_each():
     rng = np.random.default_rng(0)
     scores = np.linspace(0, 1, 1000)
     embeddings = rng.normal(size=(1000, 2))
-    embeddings[100] = 50  # far, and of a low score
     chosen = suggestions.suggest(scores, 0.7, embeddings, number=8)
-    assert 100 in chosen
     assert (scores[chosen] > 0.95).sum() >= 2
     assert (np.abs(scores[chosen] - 0.7) < 0.01).sum() >= 2
+    quarters = {int(4 * score) for score in scores[chosen]}
+    assert quarters >= {0, 1, 2}
 
 
 @pytest.mark.parametrize(
