@@ -107,7 +107,7 @@ def check_files(folder):
         elif path.suffix == ".npz":
             with np.load(path) as arrays:
                 if path.name == "examples.npz":
-                    assert len(arrays["x"]) == len(arrays["places"])
+                    assert len(arrays["x"]) == len(arrays["place"])
                 else:
                     assert len(arrays["score"]) == len(arrays["label"])
         elif path.suffix == ".png":

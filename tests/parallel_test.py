@@ -315,7 +315,10 @@ def finish(*processes):
     ],
     ids=["perceptrons", "images and other methods"],
 )
-def test_devices_agree(checks):
+def test_devices_agree(checks, monkeypatch):
+    if "check_other_methods" in checks:  # quick programs are not equal to the bit
+        monkeypatch.setenv("DEEPSAD_TEST_EFFORT", "full")
+        monkeypatch.setenv("XLA_FLAGS", "")
     finish(program(8, *checks))
 
 

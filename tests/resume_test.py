@@ -21,7 +21,7 @@ import pytest
 
 import deepsad_jax as sad
 from deepsad_jax import checkpoints, detectors, networks, parallel, training
-from experiments import report, run, sweep, workdir
+from experiments import pictures, report, run, sweep, workdir
 
 # What TensorStore prints for each array that fails after another one has.
 pytestmark = pytest.mark.filterwarnings(
@@ -37,7 +37,9 @@ QUICK = ("--config.pretrain.epochs=2", "--config.train.epochs=3")
 OFTEN = ("--config.checkpoint.epochs=1", "--config.checkpoint.seconds=0")
 
 
-pytestmark = pytest.mark.usefixtures("without_pictures")
+@pytest.fixture(autouse=True)
+def _without_pictures(monkeypatch):
+    monkeypatch.setattr(pictures, "of_run", lambda *_: {})
 
 
 def fit(method, keeper=None, observe=None, seed=0, devices=1, stage=STAGE):
