@@ -224,6 +224,7 @@ class Keeper:
         try:
             self._open(stage).save(epoch, args=_content(leaves, meta))
         except Exception as error:  # of this one, or of one before in the background
+            _say_it_once()
             raise OSError(
                 f"the checkpoint {self._path / stage / str(epoch)} cannot be written: "
                 f"{reason(error)}"
@@ -258,6 +259,7 @@ class Keeper:
             try:
                 manager.close()
             except Exception as error:
+                _say_it_once()
                 raise OSError(
                     f"a checkpoint in {self._path} cannot be written: {reason(error)}"
                 ) from error
@@ -282,6 +284,11 @@ class Keeper:
             self._manager = ocp.CheckpointManager(self._path / stage, options=options)
             self._stage = stage
         return self._manager
+
+
+def _say_it_once() -> None:
+    """Orbax's tasks would tell of a failure again, at length, when the process ends."""
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
 
 
 def _state_of(leaves, meta, like, epochs):
