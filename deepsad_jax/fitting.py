@@ -86,7 +86,7 @@ def fit(source: str, options: Any) -> None:
     detector.save(options.model)
     from deepsad_jax.report import models
 
-    page = models.write(options.model, models.Rows(*given))
+    page = models.write(options.model, given)
     lines = [
         *facts.described(made),
         facts.line("written to", f"{options.model}; see {page}"),

@@ -53,10 +53,11 @@ def suggest(
         )
     if number < 1:
         raise ValueError(f"number is {number}; it must be at least 1")
-    if not len(scores) == len(embeddings) == len(seen):
+    sizes = len(scores), len(embeddings), len(seen)
+    if len({*sizes}) > 1:
         raise ValueError(
-            f"there are {len(scores)} scores, {len(embeddings)} embeddings and "
-            f"{len(seen)} marks of what is labeled; they must be as many"
+            "there are {} scores, {} embeddings and {} marks of what is labeled; they "
+            "must be as many".format(*sizes)
         )
     free = np.flatnonzero(~seen)
     number = min(number, len(free))

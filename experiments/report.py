@@ -104,6 +104,8 @@ def _untrained(made) -> model.Model | None:
     }
     if not stages or made.config.load_model or made.config.hybrid:
         return None
+    if hasattr(options, "companions"):  # companions are no networks
+        stages |= {"members": 1, "companions": ()}
     options = dataclasses.replace(options, **stages)
     return options.fit_many([made.run], plan=made.plan)[0][0]
 

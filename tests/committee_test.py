@@ -91,6 +91,23 @@ def test_an_observer_of_one_run_is_told_the_mean_of_its_networks(fitted, data):
     np.testing.assert_allclose(told[-1][2]["loss"], expected, rtol=1e-6)
 
 
+def test_one_by_one_the_history_that_is_told_is_that_of_the_record(data, tmp_path):
+    told = []
+    method = deep_sad.DeepSAD(members=2, **STAGES)
+    ((_, record),) = method.fit_many(
+        [methods.Run(jax.random.key(0), data)],
+        observe=lambda stage, done, history: told.append((stage, done, history)),
+        keeper=checkpoints.Keeper(tmp_path / "kept", epochs=1, seconds=0.0),
+    )
+    assert [one[:2] for one in told] == [
+        *(("pretrain", i) for i in (1, 2)),
+        *(("train", i) for i in (1, 2)),
+    ]
+    for stage in ("pretrain", "train"):
+        loss = next(h["loss"] for s, done, h in told if s == stage and done == 2)
+        np.testing.assert_array_equal(loss, record.history[stage]["loss"])
+
+
 def test_many_runs_are_single_ones(fitted, data):
     method = deep_sad.DeepSAD(members=2, companions=ALL, **STAGES)
     runs = [methods.Run(jax.random.key(i), data, seed=0) for i in (0, 7)]

@@ -51,7 +51,8 @@ def areas(x, y, seed=0, most=100):
     )
     targets = np.zeros(len(train), int)
     targets[np.flatnonzero(truth)[:10]] = -1
-    made = estimators.DeepSAD(train=STAGE, pretrain=STAGE, random_state=seed)
+    options = {"random_state": seed, "members": 1, "companions": ()}
+    made = estimators.DeepSAD(train=STAGE, pretrain=STAGE, **options)
     made.fit(train, targets)
     model, kept = made.model_, made.calibrated_.examples
     new, normal = (

@@ -45,7 +45,8 @@ def counted(x, truth, seed, clean, calibration):
     y[rng.permutation(anomalies)[: min(10, len(anomalies) // 2)]] = -1
     y[rng.permutation(normals)[: len(normals) // 10]] = 1
     shared = {"random_state": seed, "calibration": calibration}
-    made = estimators.DeepSAD(train=STAGE, pretrain=STAGE, **shared)
+    paper = {"members": 1, "companions": ()}
+    made = estimators.DeepSAD(train=STAGE, pretrain=STAGE, **paper, **shared)
     if clean:
         kept = ~truth[train] | (y == -1)
         train, y = train[kept], y[kept]

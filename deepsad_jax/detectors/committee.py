@@ -163,11 +163,10 @@ def fit_many(
         fitted = []
         for i, run in enumerate(wanted):
             own = dataclasses.replace(single, initial=starts[i % count % len(starts)])
-            options = {
-                "observe": observe and _Share(observe, own.stages(), i, len(wanted)),
-                "keeper": keeper and _Place(keeper, i),
-            }
-            fitted += own.fit_many([run], plan=plan, **options)
+            # The history that is told is that of the record: the first network's.
+            told = observe if i % count == 0 else None
+            place = keeper and _Place(keeper, i)
+            fitted += own.fit_many([run], plan=plan, observe=told, keeper=place)
     return [
         _joined(method, single, run, fitted[first : first + count])
         for run, first in zip(runs, range(0, len(wanted), count), strict=True)
@@ -228,18 +227,6 @@ def _tell_means(observe, stage, done, history):
     """Tells an observer of one run the means over its networks, stacked in front."""
     means = {name: h.reshape(-1, h.shape[-1]).mean(0) for name, h in history.items()}
     observe(stage, done, means)
-
-
-class _Share:
-    """Tells an observer of one network what share of the work of all is done."""
-
-    def __init__(self, observe, stages, place, count):
-        self._observe, self._stages = observe, stages
-        self._place, self._count = place, count
-
-    def __call__(self, stage, done, history):
-        whole = self._stages[stage] * self._place + done
-        self._observe(stage, whole // self._count, history)
 
 
 class _Place:

@@ -3,7 +3,7 @@
 import os
 import pathlib
 import warnings
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -22,20 +22,12 @@ _KINDS = {
 }
 
 
-class Rows(NamedTuple):
-    """Rows of the training, which a model does not keep.
-
-    Attributes:
-        rows: a frame, or images.
-        semi_targets: +1, 0 or -1 for each.
-    """
-
-    rows: Any
-    semi_targets: np.ndarray
-
-
-def write(folder: str | os.PathLike, given: Rows) -> pathlib.Path:
+def write(folder: str | os.PathLike, given: Any) -> pathlib.Path:
     """Writes the page of a new model into its folder; where it is.
+
+    Args:
+        folder: where the model is.
+        given: `rows` and `semi_targets` of its training, as a `fitting.Given` has them.
 
     Raises:
         OSError: if it cannot be written.
@@ -45,7 +37,7 @@ def write(folder: str | os.PathLike, given: Rows) -> pathlib.Path:
     return path
 
 
-def known(folder: str | os.PathLike, given: Rows | None = None) -> fits.Fit:
+def known(folder: str | os.PathLike, given: Any = None) -> fits.Fit:
     """What is known of a model, and of its rows if they are given.
 
     Raises:
