@@ -43,7 +43,7 @@ _PLACES = {
     "report": "report.folders",
 }
 # Those of `suggestions`, which takes a while to import.
-STRATEGIES = ("mixture", "anomalous", "uncertain", "diverse", "spread")
+STRATEGIES = ("mixture", "anomalous", "uncertain", "diverse")
 _TAB = " " * 6
 
 
@@ -194,7 +194,7 @@ def _suggest_flags() -> flags.FlagValues:
         STRATEGIES[0],
         STRATEGIES,
         "The most anomalous rows; those around the threshold; those that are unlike "
-        "each other; rows of all scores; or a mixture.",
+        "each other; or a mixture of all that.",
         flag_values=values,
     )
     return values

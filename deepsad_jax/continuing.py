@@ -14,6 +14,7 @@ from deepsad_jax import (
     estimators,
     examples,
     facts,
+    fitting,
     held_out,
     new_rows,
 )
@@ -71,8 +72,11 @@ def fit(source: str, options: Any) -> None:
     details = {**fitted.details, "command": command}
     detector.calibrated_ = fitted = dataclasses.replace(fitted, details=details)
     detector.save(options.model)
-    lines = facts.described(fitted)
-    print("\n".join([*lines, facts.line("written to", options.model)]))
+    from deepsad_jax.report import models
+
+    page = models.write(options.model, fitting.Given(x, targets[: len(x)]))
+    written = facts.line("written to", f"{options.model}; see {page}")
+    print("\n".join([*facts.described(fitted), written]))
 
 
 def _check(made: calibrated.Calibrated, folder: str) -> None:

@@ -9,11 +9,10 @@ from typing import Any
 
 import numpy as np
 
-STRATEGIES = ("mixture", "anomalous", "uncertain", "diverse", "spread")
-# Of the mixture: in each four, by which strategy. What is found by high scores alone is
-# unlike the anomalies that are missed.
-_TURNS = ("spread", "anomalous", "spread", "uncertain")
-_SPREAD = 5  # times as many of the most anomalous rows are looked at as are wanted
+STRATEGIES = ("mixture", "anomalous", "uncertain", "diverse")
+# Of the mixture: the share of the rows, by their scores, among which it looks for
+# groups, and the least number of rows for each of them.
+_UPPER, _FEWEST = 0.4, 3
 
 
 def suggest(
@@ -34,9 +33,9 @@ def suggest(
         number: how many rows, >= 1.
         strategy: "anomalous", those of the highest scores; "uncertain", those around
             the threshold, as many above as below; "diverse", each as far as can be from
-            all before and from those that are labeled; "spread", evenly over the ranks
-            of the scores; or "mixture", half of the last kind, a quarter around the
-            threshold, and a quarter of the most anomalous that are unlike each other.
+            all before and from those that are labeled; or "mixture", which is all of
+            that: of the upper two fifths of the scores, one row from the middle of
+            each of `number` groups (k-means), the most anomalous ones first.
         labeled: which rows an expert has seen, `[n]` bool; they are left out.
 
     Returns:
@@ -64,25 +63,12 @@ def suggest(
     by_score = free[np.argsort(-scores[free], kind="stable")]
     if strategy == "anomalous":
         return by_score[:number]
-    around = _around(scores[by_score], by_score, threshold)
     if strategy == "uncertain":
-        return around[:number]
-    if strategy == "spread":
-        return _spread(by_score, number)
-    before = embeddings[seen]
+        return _around(scores[by_score], by_score, threshold)[:number]
     if strategy == "diverse":
-        return _unlike(embeddings, free, before, number)
-    queues = {
-        "anomalous": _unlike(embeddings, by_score[: _SPREAD * number], before, number),
-        "uncertain": around,
-        "spread": [*_spread(by_score, -(-number // 2)), *by_score],
-    }
-    return _in_turns(queues, number)
-
-
-def _spread(rows, number):
-    """Rows at the middles of so many equal parts."""
-    return rows[((np.arange(number) + 0.5) * len(rows) / number).astype(int)]
+        return _unlike(embeddings, free, embeddings[seen], number)
+    upper = by_score[: max(_FEWEST * number, round(_UPPER * len(by_score)))]
+    return _middles(embeddings, upper, number)
 
 
 def _around(scores, rows, threshold):
@@ -105,12 +91,20 @@ def _unlike(embeddings, rows, before, number):
     return rows[chosen]
 
 
-def _in_turns(queues, number):
-    """The first of each queue in turn that no other has given before."""
-    chosen, waiting = [], {name: iter(rows) for name, rows in queues.items()}
-    while len(chosen) < number:
-        for name in _TURNS:
-            new = next((row for row in waiting[name] if row not in chosen), None)
-            if new is not None and len(chosen) < number:
-                chosen.append(new)
-    return np.array(chosen, int)
+def _middles(embeddings, rows, number):
+    """Of each of so many groups of rows the one nearest to its middle, in their order.
+
+    Equal rows make fewer groups; then the first ones of the others fill up.
+    """
+    from sklearn import cluster
+
+    points = embeddings[rows].astype(np.float64)
+    count = min(number, len(np.unique(points, axis=0)))
+    groups = cluster.KMeans(count, n_init=1, random_state=0).fit(points)
+    far = np.square(points - groups.cluster_centers_[groups.labels_]).sum(axis=1)
+    middles = [
+        own[np.argmin(far[own])]
+        for own in (np.flatnonzero(groups.labels_ == i) for i in range(count))
+    ]
+    rest = np.setdiff1d(np.arange(len(rows)), middles)[: number - count]
+    return rows[np.sort(np.concatenate([middles, rest]).astype(int))]

@@ -165,6 +165,8 @@ def test_a_fit_goes_on_with_what_the_page_has_saved(home, pump, asked, deepsad):
     # 100 of the first training were labeled, and 7 of these broken.
     rows = "400: 94 known normal, 9 known anomalies, 297 unlabeled"
     assert rows in output and "going on from pump" in output
+    page = (model / "report.html").read_text()
+    assert "new.csv, going on from pump" in page and "Usual<" in page
     before, after = calibrated.load(pump), calibrated.load(model)
     assert after.model.preprocessing == before.model.preprocessing
     x = pd.read_csv(new).drop(columns="part")
@@ -172,7 +174,7 @@ def test_a_fit_goes_on_with_what_the_page_has_saved(home, pump, asked, deepsad):
     places = [number - 1 for number, _ in marks]
     assert (other[places[:2]] / one[places[:2]] > other.mean() / one.mean()).all()
     held = np.isin(after.examples.held, sad.examples.fingerprints(after.model, x))
-    assert held.all() and len(held) in (59, 60)
+    assert held.all() and len(held) in (58, 59, 60)  # two are anomalies now
     # Who has answered is not asked again, not even what nobody knows.
     status, output, _ = deepsad("suggest", model, new, "--number=300")
     found = {int(number) for number in re.findall(r"^row (\d+):", output, re.M)}

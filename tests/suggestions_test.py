@@ -35,10 +35,6 @@ def test_diverse_are_far_from_each_other_and_from_what_is_labeled():
     assert sorted(chosen // 20) == [0, 1, 2, 3, 4]
 
 
-def test_spread_is_even_over_the_ranks():
-    assert suggest(number=4, strategy="spread") == [6, 7, 3, 0]
-
-
 @pytest.mark.parametrize("strategy", suggestions.STRATEGIES)
 def test_no_row_twice_and_none_that_is_labeled(strategy):
     rng = np.random.default_rng(0)
@@ -52,15 +48,24 @@ def test_no_row_twice_and_none_that_is_labeled(strategy):
         assert not seen[chosen].any()
 
 
-def test_a_mixture_has_some_of_each():
+def test_a_mixture_is_from_the_middles_of_groups_of_high_scores():
     rng = np.random.default_rng(0)
-    scores = np.linspace(0, 1, 1000)
-    embeddings = rng.normal(size=(1000, 2))
-    chosen = suggestions.suggest(scores, 0.7, embeddings, number=8)
-    assert (scores[chosen] > 0.95).sum() >= 2
-    assert (np.abs(scores[chosen] - 0.7) < 0.01).sum() >= 2
-    quarters = {int(4 * score) for score in scores[chosen]}
-    assert quarters >= {0, 1, 2}
+    middles = np.repeat(100 * np.eye(5), 20, axis=0)
+    embeddings = middles + rng.normal(size=(100, 5))
+    scores = np.repeat([5.0, 4.0, 3.0, 2.0, 1.0], 20) + 0.1 * rng.random(100)
+    chosen = suggestions.suggest(scores, 4.5, embeddings, number=2)
+    # The upper two fifths are the first two groups, the higher one first.
+    assert (chosen // 20).tolist() == [0, 1]
+    for group, row in enumerate(chosen):
+        own = embeddings[20 * group : 20 * group + 20]
+        far = np.linalg.norm(own - own.mean(axis=0), axis=1)
+        assert row - 20 * group == far.argmin()
+
+
+def test_equal_rows_make_fewer_groups_and_the_highest_scores_fill_up():
+    scores = np.arange(10.0)
+    embeddings = np.repeat([[0.0], [1.0]], 5, axis=0)
+    assert suggestions.suggest(scores, 0, embeddings, number=3).tolist() == [9, 8, 4]
 
 
 @pytest.mark.parametrize(

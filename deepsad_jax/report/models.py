@@ -94,7 +94,7 @@ def _sentences(made, counts, given) -> list[str]:
     if given is None:
         said.append("Training rows are not kept with a model, so that none are shown.")
     else:
-        said.append("The examples are unlabeled rows of the training, counted from 0.")
+        said.append("The examples are unlabeled rows of the training, counted from 1.")
     return said
 
 
@@ -185,7 +185,7 @@ def _examples(made, given, limit) -> dict[str, list[examples.Shown]]:
     reasons = _reasons(made, held_out.chosen(rows, places), places)
     kinds = [_KINDS[int(given.semi_targets[row])] for row in free]
     kept = _kept(rows, places)
-    return examples.shown(groups, kept, scores, kinds, free, reasons)
+    return examples.shown(groups, kept, scores, kinds, free + 1, reasons)
 
 
 def _reasons(made, rows, places) -> dict[int, list[examples.Reason]] | None:
