@@ -3,8 +3,10 @@
     python -m experiments.adbench --workdir=runs/adbench --config.data.dir=FOLDER
     python -m experiments.parts runs/adbench/deep_sad_committee
 
-Prints, for each ratio of labels, means over tables of AUROC and average precision: of
-the whole, of each part alone, and of the whole without it, as Markdown.
+Prints, for each ratio of labels (and of pollution), means over the data of AUROC and
+average precision: of the whole, of each part alone, and of the whole without it, as
+Markdown. `network0` is the first network, which is Deep SAD as in the paper. Takes the
+runs of a sweep as well.
 """
 
 import pathlib
@@ -22,8 +24,9 @@ _MEASURES = (metrics.auroc, metrics.average_precision)
 
 def measured(
     folder: pathlib.Path,
-) -> Iterator[tuple[float, str, dict[str, np.ndarray]]]:
-    """Of each run below a folder the ratio, the data, and figures of what can be said.
+) -> Iterator[tuple[tuple[float, float], str, dict[str, np.ndarray]]]:
+    """Of each run below a folder the ratios of labels and of pollution, the data with
+    its normal class, and figures of what can be said.
 
     Raises:
         FileNotFoundError: if there is no finished run of a committee.
@@ -38,12 +41,15 @@ def measured(
         problem = build.experiment(config).problem
         said = committee.opinions(fitted, problem.x_test)
         whole = sum(said.values())
-        found = {"all": whole, **said}
+        first = committee.networks_of(fitted)[0]
+        alone = np.asarray(model.score(first, problem.x_test))
+        found = {"all": whole, "network0": alone, **said}
         found |= {f"without {name}": whole - one for name, one in said.items()}
         labels = problem.labels_test
+        data = config.data
         yield (
-            config.data.ratio_known_outlier,
-            config.data.name,
+            (data.ratio_known_outlier, data.ratio_pollution),
+            f"{data.name} {data.normal_class}",
             {
                 name: np.array([100 * of(labels, scores) for of in _MEASURES])
                 for name, scores in found.items()
@@ -66,23 +72,29 @@ def _config(folder: pathlib.Path) -> grid.Config:
 
 def as_markdown(folder: pathlib.Path) -> str:
     """The table: a line for each part, two columns for each ratio."""
-    by_data: dict[float, dict[str, list]] = {}
-    for ratio, data, figures in measured(folder):
-        by_data.setdefault(ratio, {}).setdefault(data, []).append(figures)
-    ratios = sorted(by_data)
+    by_data: dict[tuple[float, float], dict[str, list]] = {}
+    for ratios, data, figures in measured(folder):
+        by_data.setdefault(ratios, {}).setdefault(data, []).append(figures)
+    settings = sorted(by_data)
     means = {}
-    for ratio, tables in by_data.items():
+    for ratios, tables in by_data.items():
         for name in next(iter(tables.values()))[0]:
             each = [np.mean([one[name] for one in runs], 0) for runs in tables.values()]
-            means[ratio, name] = np.mean(each, axis=0)
+            means[ratios, name] = np.mean(each, axis=0)
+    titles = (f"{_said(*ratios)}: AUROC | AP" for ratios in settings)
     lines = [
-        "| part | " + " | ".join(f"{100 * r:g} %: AUROC | AP" for r in ratios) + " |",
-        "| --- |" + " ---: | ---: |" * len(ratios),
+        f"| part | {' | '.join(titles)} |",
+        "| --- |" + " ---: | ---: |" * len(settings),
     ]
     for name in dict.fromkeys(name for _, name in means):
-        cells = [f"{v:.1f}" for r in ratios for v in means[r, name]]
+        cells = [f"{v:.1f}" for r in settings for v in means[r, name]]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _said(known, pollution) -> str:
+    polluted = f", {100 * pollution:g} % polluted" if pollution else ""
+    return f"{100 * known:g} %{polluted}"
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from sklearn import metrics, model_selection, preprocessing
 from configs import default
 from deepsad_jax.data import adbench as protocol
 from deepsad_jax.data import sources
-from experiments import adbench, published, session
+from experiments import adbench, parts, published, session
 
 RNG = np.random.default_rng(0)
 
@@ -31,14 +31,14 @@ def theirs(x, y, ratio, seed):
     if len(y) > 10000:
         rows = np.random.choice(np.arange(len(y)), 10000, replace=False)
         x, y = x[rows], y[rows]
-    parts = model_selection.train_test_split(x, y, test_size=0.3, stratify=y)
-    scaler = preprocessing.MinMaxScaler().fit(parts[0])
-    anomalies = np.where(parts[2] == 1)[0]
+    split = model_selection.train_test_split(x, y, test_size=0.3, stratify=y)
+    scaler = preprocessing.MinMaxScaler().fit(split[0])
+    anomalies = np.where(split[2] == 1)[0]
     count = int(np.ceil(ratio * len(anomalies)))
     known = np.random.choice(anomalies, count, replace=False)
-    is_known = np.zeros(len(parts[0]), bool)
+    is_known = np.zeros(len(split[0]), bool)
     is_known[known] = True
-    return scaler.transform(parts[0]), scaler.transform(parts[1]), is_known, parts[3]
+    return scaler.transform(split[0]), scaler.transform(split[1]), is_known, split[3]
 
 
 @pytest.mark.parametrize("rows", [300, 2000, 12_000])
@@ -119,6 +119,40 @@ def test_the_command_compares_what_its_runs_found(tmp_path, capsys, monkeypatch)
     known = published.adbench("AUCROC")
     expected = np.mean([known[10, name]["CatB"] for name in ("breastw", "glass")])
     np.testing.assert_allclose(means["CatB (published)"], expected)
+
+
+def test_parts_of_a_committee_are_those_of_its_scores(tmp_path, monkeypatch):
+    source = made(200, 40)
+    np.savez(tmp_path / "14_glass.npz", X=source.x, y=source.labels)
+    session.flags.FLAGS.mark_as_parsed()
+    config = default.get_config()
+    config.data.dir = str(tmp_path)
+    few = {"pretrain.epochs": 1, "train.epochs": 1}
+    monkeypatch.setattr(adbench.config_flags, "get_override_values", lambda _: few)
+    values = {"methods": [adbench.COMMITTEE], "seeds": 1, "ratios": ["0.1"]}
+    with flagsaver.flagsaver(workdir=str(tmp_path / "out"), **values):
+        adbench.main(config)
+    ((ratios, _, found),) = parts.measured(tmp_path / "out" / adbench.COMMITTEE)
+    assert ratios == (0.1, 0.0)
+    (path,) = (tmp_path / "out").glob("**/scores.npz")
+    scores = np.load(path)
+    expected = [
+        100 * of(scores["label"], scores["score"])
+        for of in (metrics.roc_auc_score, metrics.average_precision_score)
+    ]
+    np.testing.assert_allclose(found["all"], expected, rtol=1e-6)
+    # One network is what the method is without the rest.
+    values["methods"] = ["deep_sad"]
+    with flagsaver.flagsaver(workdir=str(tmp_path / "plain"), **values):
+        adbench.main(config)
+    (path,) = (tmp_path / "plain").glob("**/scores.npz")
+    alone = np.load(path)
+    expected = 100 * metrics.roc_auc_score(alone["label"], alone["score"])
+    np.testing.assert_allclose(found["network0"][0], expected, rtol=1e-6)
+    names = {"networks", "linear", "forest", "extra", "isolation"}
+    assert {*found} == names | {f"without {n}" for n in names} | {"all", "network0"}
+    with pytest.raises(FileNotFoundError, match="no finished run of a committee"):
+        parts.as_markdown(tmp_path / "plain")
 
 
 def test_tables_are_found_by_name(tmp_path):
