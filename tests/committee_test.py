@@ -231,6 +231,13 @@ def test_what_cannot_be_is_refused(data, options, message):
         deep_sad.DeepSAD(**options).fit(jax.random.key(0), data)
 
 
+def test_deep_svdd_has_no_companions_that_see_labels(data):
+    with pytest.raises(ValueError, match="companions has 'forest', which learns from"):
+        deep_sad.DeepSVDD(companions=("isolation", "forest")).fit(
+            jax.random.key(0), data
+        )
+
+
 def test_batches_have_no_companions(data):
     x = np.asarray(data.x)
     with pytest.raises(ValueError, match="companions need all examples at once"):

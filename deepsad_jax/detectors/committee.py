@@ -116,6 +116,11 @@ def check(method: Any, run: methods.Run) -> None:
             raise ValueError(
                 f"companions has {name!r}; there are {', '.join(companions.FITS)}"
             )
+        if method.method == "deep_svdd" and name in companions.SUPERVISED:
+            raise ValueError(
+                f"companions has {name!r}, which learns from labels, but deep_svdd sees "
+                "none; it may have isolation"
+            )
     if names and not isinstance(run.data, training.TrainingSet):
         raise ValueError(
             "companions need all examples at once, as of training.training_set; "
