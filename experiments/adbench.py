@@ -3,13 +3,15 @@
     python -m experiments.adbench --config.data.dir=FOLDER
     python -m experiments.adbench --config.data.dir=FOLDER --tables=cardio,glass \\
         --ratios=0.05 --methods=deep_sad,boosting --no_duplicates
+    python -m experiments.adbench --config=my_study.py --config.data.dir=FOLDER
 
 The folder holds ADBench's tables, NUMBER_NAME.npz with X and y. Of the anomalies of the
 training part a ratio is labelled, all others stay among the unlabelled; seeds 1, 2, 3.
 Ours stand beside the published figures, with Wilcoxon's test over the tables and
-average ranks. boosting is scikit-learn's histogram gradient boosting on the same
-splits. Started again with the same --workdir, the command goes on; started several
-times with --processes=N, N processes share the runs.
+average ranks. A config file of your own (a network, a loss) holds for all runs.
+boosting is scikit-learn's histogram gradient boosting on the same splits. Started again
+with the same --workdir, the command goes on; started several times with --processes=N,
+N processes share the runs.
 """
 
 import pathlib
@@ -22,7 +24,6 @@ from typing import Any
 import ml_collections
 import numpy as np
 from absl import flags
-from ml_collections import config_flags
 
 from configs import default
 from deepsad_jax import evaluation
@@ -55,6 +56,9 @@ Config = ml_collections.ConfigDict
 COMMITTEE = "deep_sad_committee"
 USUAL = (COMMITTEE, "deep_sad", "isoforest", "ocsvm", "kde", "boosting")
 METRICS = {"auroc": "AUCROC", "average_precision": "AUCPR"}
+# What the protocol decides for each run.
+_DECIDED = {"data.name", "data.protocol", "data.ratio_known_outlier", "seed", "method"}
+_DECIDED |= {"data.duplicates"}  # by a flag
 _THEIRS = {"deep_sad": "DeepSAD"}
 
 
@@ -232,7 +236,7 @@ def main(config: Config) -> None:
         raise ValueError(
             f"--ratios is {','.join(RATIOS.value)}; it must be a list of numbers"
         ) from error
-    overrides = config_flags.get_override_values(flags.FLAGS["config"])
+    overrides = grid.overrides(config, _DECIDED)
     overrides["data.duplicates"] = not NO_DUPLICATES.value
     workers = session.PROCESSES.value
     content = {"overrides": overrides}

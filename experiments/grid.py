@@ -16,8 +16,10 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import ml_collections
-from absl import flags
+from absl import flags, logging
+from ml_collections import config_flags
 
+from configs import default
 from experiments import build, report, session, workdir
 
 flags.adopt_module_key_flags(session)
@@ -94,6 +96,39 @@ def expand(config: Config, grid: dict[str, list], seeds: int) -> list[Config]:
         if pair[0] != pair[1] or single.data.n_known_outlier_classes != 1:
             configs.append(single)
     return configs
+
+
+def overrides(config: Config, decided: set[str]) -> dict[str, Any]:
+    """What a user wants in all runs of a protocol: by a config file, and by flags.
+
+    Args:
+        config: that of the command.
+        decided: fields that the protocol sets for each run.
+
+    Returns:
+        Values by name, such as "train.epochs"; what a file has that the protocol
+        decides is left out, with a warning.
+
+    Raises:
+        ValueError: for a flag of what the protocol decides.
+    """
+    flag = flags.FLAGS["config"]
+    found = config_flags.get_override_values(flag)
+    if wrong := sorted(decided & {*found}):
+        raise ValueError(
+            f"--config.{wrong[0]} is what this command sets for each run; leave it out"
+        )
+    if flag.present:
+        usual = dict(workdir.flat(default.get_config().to_dict()))
+        own = dict(workdir.flat(config.to_dict()))
+        own = {n: v for n, v in own.items() if n not in usual or usual[n] != v}
+        if left := sorted(decided & {*own}):
+            logging.warning(
+                "%s of the config file left out: this command sets that for each run",
+                ", ".join(left),
+            )
+        found = {n: v for n, v in own.items() if n not in decided} | found
+    return found
 
 
 def changed(config: Config, changes: dict[str, Any]) -> Config:

@@ -3,13 +3,15 @@
     python -m experiments.paper --table=odds
     python -m experiments.paper --table=ratio --data=mnist --budget=quick \\
         --methods=deep_sad,ocsvm --config.data.dir=DATA
+    python -m experiments.paper --table=ratio --data=mnist --config=my_study.py
 
 Tables: ratio (of labelled anomalies, Table 3), pollution (Table 4), classes (number of
 known anomalous classes, Table 5) and odds (Table 6); figures eta and rep_dim (5 and 6).
-Every run leaves its folder; comparison.json, .csv, .md, .tex and pictures set ours
-beside the published figures. Started again with the same --workdir, the command goes on
-with what is not finished. Started several times in one folder with --processes=N, N
-processes share the runs.
+A config file of your own (a network, a loss) holds for all runs. Every run leaves its
+folder; comparison.json, .csv, .md, .tex and pictures set ours beside the published
+figures. Started again with the same --workdir, the command goes on with what is not
+finished. Started several times in one folder with --processes=N, N processes share the
+runs.
 """
 
 import itertools
@@ -22,7 +24,6 @@ from typing import Any, NamedTuple
 import ml_collections
 import numpy as np
 from absl import flags
-from ml_collections import config_flags
 
 from configs import default
 from deepsad_jax.data import sources
@@ -72,6 +73,10 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     "deep_sad": [{}],
     "supervised": [{}],
 }
+# What the tables decide for each run.
+_DECIDED = {"data.name", "seed", "method", "hybrid", "data.normal_class"}
+_DECIDED |= {"data.known_outlier_class", "data.n_known_outlier_classes"}
+_DECIDED |= {"data.ratio_known_outlier", "data.ratio_pollution"}
 _UNLABELED = ("ocsvm", "isoforest", "kde", "autoencoder", "deep_svdd")
 _NEED_LABELS = ("m2", "supervised")
 _NOT_ON_TABLES = ("isoforest", "kde")
@@ -303,11 +308,10 @@ def _methods(table: str) -> tuple[str, ...]:
 
 
 def main(config: Config) -> None:
-    del config
     table, began, seeds = TABLE.value, time.time(), grid.SEEDS.value or 10
     data = _chosen(DATA, tuple(sources.ODDS) if table == "odds" else IMAGES)
     methods = _chosen(grid.METHODS, _methods(table))
-    overrides = config_flags.get_override_values(flags.FLAGS["config"])
+    overrides = grid.overrides(config, _DECIDED)
     options = {"settings": SETTINGS.value, "budget": BUDGET.value, "seeds": seeds}
     content = {"table": table, "overrides": overrides, **options}
     content |= {"data": data, "methods": methods}

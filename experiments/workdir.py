@@ -63,6 +63,8 @@ def locked(
         _check_free(above)
     with _lock(folder, shared):
         check(folder, config, resume, may_differ)  # it may have been finished since
+        if not shared:  # else others may be writing in it
+            remove_partial(folder)
         yield _begun(folder, config)
 
 
@@ -87,6 +89,7 @@ def claimed(folder: pathlib.Path, config: dict) -> Iterator[bool]:
             yield False
             return
         if is_ours := not (folder / RESULTS).exists():
+            remove_partial(folder)
             _begun(folder, config)
         yield is_ours
 
@@ -116,6 +119,7 @@ def prepare(
     """
     folder = _opened(path, label, config, resume, may_differ)
     _check_free(folder)
+    remove_partial(folder)
     return _begun(folder, config)
 
 
@@ -126,7 +130,6 @@ def _opened(path, label, config, resume, may_differ) -> pathlib.Path:
 
 
 def _begun(folder, config) -> pathlib.Path:
-    remove_partial(folder)
     if config is not None:
         write_json(folder / CONFIG, config)
     return folder
@@ -185,7 +188,7 @@ def check_same(
     """
     before = read_json(folder / CONFIG)
     now = json.loads(json.dumps(jsonable(config)))
-    before, now = (dict(_flat(content)) for content in (before, now))
+    before, now = (dict(flat(content)) for content in (before, now))
     changes = []
     for name in sorted({*before, *now}):
         if name.split(".")[0] in may_differ:
@@ -220,10 +223,11 @@ def note_data(folder: pathlib.Path, name: str, digest: str) -> None:
     write_json(folder / DATA, {"name": name, "sha256": digest})
 
 
-def _flat(content: dict, prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flat(content: dict, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Names, such as "train.epochs", and values of a nested dictionary."""
     for name, value in content.items():
         if isinstance(value, dict) and value:
-            yield from _flat(value, f"{prefix}{name}.")
+            yield from flat(value, f"{prefix}{name}.")
         else:
             yield prefix + name, value
 

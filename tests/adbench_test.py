@@ -97,7 +97,7 @@ def test_the_command_compares_what_its_runs_found(tmp_path, capsys, monkeypatch)
     config = default.get_config()
     config.data.dir = str(tmp_path)
     values = {"methods": ["isoforest", "boosting"], "seeds": 2, "ratios": ["0.1"]}
-    monkeypatch.setattr(adbench.config_flags, "get_override_values", lambda _: {})
+    monkeypatch.setattr(adbench.grid, "overrides", lambda *_: {})
     for _ in range(2):  # the second time, nothing is left to do
         with flagsaver.flagsaver(workdir=str(tmp_path / "out"), **values):
             adbench.main(config)
@@ -128,7 +128,7 @@ def test_parts_of_a_committee_are_those_of_its_scores(tmp_path, monkeypatch):
     config = default.get_config()
     config.data.dir = str(tmp_path)
     few = {"pretrain.epochs": 1, "train.epochs": 1}
-    monkeypatch.setattr(adbench.config_flags, "get_override_values", lambda _: few)
+    monkeypatch.setattr(adbench.grid, "overrides", lambda *_: dict(few))
     values = {"methods": [adbench.COMMITTEE], "seeds": 1, "ratios": ["0.1"]}
     with flagsaver.flagsaver(workdir=str(tmp_path / "out"), **values):
         adbench.main(config)

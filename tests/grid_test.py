@@ -8,11 +8,12 @@ import subprocess
 import sys
 import threading
 import time
+import types
 
 import numpy as np
 import pytest
 
-from configs import breast_cancer, digits
+from configs import breast_cancer, default, digits
 from experiments import grid, run, sweep, workdir
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -120,3 +121,28 @@ def test_families_are_what_shares_data_and_options():
     assert grid.family(changed) == grid.family(one)
     assert grid.family(grid.changed(one, {"eta": 2.0})) != grid.family(one)
     assert grid.method_of(grid.changed(one, {"method": "kde_hybrid"})) == "kde_hybrid"
+
+
+@pytest.mark.parametrize("present", [0, 1])
+def test_a_config_file_holds_for_all_runs_of_a_protocol(monkeypatch, caplog, present):
+    config = default.get_config()
+    config.data.name, config.encoder = "images.npz", "my_study:ResNet"
+    config.encoder_options.width, config.train.epochs = 32, 3
+    flag = types.SimpleNamespace(present=present)
+    monkeypatch.setattr(grid.flags, "FLAGS", {"config": flag})
+    given = {"train.epochs": 3}
+    monkeypatch.setattr(grid.config_flags, "get_override_values", lambda _: given)
+    found = grid.overrides(config, {"data.name", "seed"})
+    if not present:  # flags alone, over the config of the command
+        assert found == given
+        return
+    assert found == {
+        **given,
+        "encoder": "my_study:ResNet",
+        "encoder_options.width": 32,
+    }
+    assert "data.name of the config file left out" in caplog.text
+    made = grid.changed(default.get_config(), found)
+    assert made.encoder_options.width == 32 and made.data.name != "images.npz"
+    with pytest.raises(ValueError, match="--config.train.epochs is what this command"):
+        grid.overrides(config, {"train.epochs"})

@@ -88,7 +88,7 @@ def test_the_command_compares_what_its_runs_found(tmp_path, capsys):
     values = {"methods": ["supervised", "ocsvm"], "seeds": 2, "data": ["cardio"]}
     options = {"data.dir": str(tmp_path), "train.epochs": 2, "pretrain.epochs": 2}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(paper.config_flags, "get_override_values", lambda _: options)
+        patch.setattr(paper.grid, "overrides", lambda *_: options)
         with flagsaver.flagsaver(workdir=str(tmp_path / "out"), table="odds", **values):
             paper.main(None)
     assert "runs, about" in capsys.readouterr().err

@@ -318,3 +318,13 @@ def test_a_model_does_not_replace_what_is_none(kind, models_of_numbers, tmp_path
     (aside,) = tmp_path.glob("unused-model-*")
     assert os.path.lexists(aside)
     assert {p.name for p in tmp_path.iterdir()} == {"model", aside.name}
+
+
+def test_what_another_is_writing_in_a_shared_folder_stays(tmp_path):
+    half = tmp_path / f".config.json.7-ab{writing.PARTIAL}"
+    with workdir.locked(str(tmp_path), "grid", {"seed": 0}, shared=True):
+        half.write_text("{")
+        with workdir.locked(str(tmp_path), "grid", {"seed": 0}, shared=True):
+            assert half.exists()
+    with workdir.locked(str(tmp_path), "grid", {"seed": 0}):
+        assert not half.exists()  # its process is gone

@@ -118,8 +118,8 @@ def check(method: Any, run: methods.Run) -> None:
             )
         if method.method == "deep_svdd" and name in companions.SUPERVISED:
             raise ValueError(
-                f"companions has {name!r}, which learns from labels, but deep_svdd sees "
-                "none; it may have isolation"
+                f"companions has {name!r}, which learns from labels, but deep_svdd "
+                "sees none; it may have isolation"
             )
     if names and not isinstance(run.data, training.TrainingSet):
         raise ValueError(
