@@ -5,7 +5,8 @@
 For each table of the folder (npz files with X and y, 1: anomaly) half of at most 2,000
 rows trains Deep SAD with the companions that are its default, at first without any
 label. Then it asks for ten labels, which the table gives, goes on from where it is for
-some epochs, and asks again, five times. The AUROC is that of the other half.
+some epochs, and asks again, five times. AUROC and average precision are those of the
+other half.
 """
 
 import argparse
@@ -32,6 +33,10 @@ FIRST = training.Stage(training.Adam(1e-3), epochs=20, batch_size=64)
 NEXT = training.Stage(training.Adam(1e-3), epochs=10, batch_size=64)
 COMPANIONS = estimators.DeepSAD().companions
 RATE = 0.05  # the share of rows above the threshold
+MEASURES = {
+    "AUROC": metrics.roc_auc_score,
+    "average precision": metrics.average_precision_score,
+}
 
 
 def halves(path, seed):
@@ -66,7 +71,8 @@ def chosen(strategy, fitted, x, known, rng):
 
 
 def curves(path, strategies, seed):
-    """AUROC over rounds by strategy, and how many anomalies were found in all."""
+    """By strategy the measures over rounds `[2, rounds + 1]`, and how many anomalies
+    were found in all."""
     x, others, truth, other_truth = halves(path, seed)
     rng, scaling = np.random.default_rng(seed), preprocessing.auto(x)
 
@@ -75,25 +81,26 @@ def curves(path, strategies, seed):
         method = detectors.deep_sad.DeepSAD(**options, companions=COMPANIONS)
         return method.fit(jax.random.key(seed), data, preprocessing=scaling)[0]
 
-    def auroc(fitted):
-        return float(metrics.roc_auc_score(other_truth, model.score(fitted, others)))
+    def measured(fitted):
+        scores = model.score(fitted, others)
+        return [of(other_truth, scores) for of in MEASURES.values()]
 
     start = fit(np.zeros(len(x), int), train=FIRST, pretrain=FIRST)
     found = {}
     for strategy in strategies:
         fitted, targets = start, np.zeros(len(x), int)
-        line = [auroc(start)]
+        line = [measured(start)]
         for _ in range(ROUNDS):
             rows = chosen(strategy, fitted, x, targets != 0, rng)
             targets[rows] = 1 - 2 * truth[rows]
             fitted = fit(targets, train=NEXT, initial=fitted)
-            line.append(auroc(fitted))
-        found[strategy] = line, int((targets == -1).sum())
+            line.append(measured(fitted))
+        found[strategy] = np.transpose(line), int((targets == -1).sum())
     return found
 
 
 def labels_for(line, goal):
-    """After how many labels a mean AUROC is reached; infinite if never."""
+    """After how many labels a mean is reached for the first time; infinite if never."""
     above = np.flatnonzero(np.array(line) >= goal)
     if not len(above):
         return np.inf
@@ -105,50 +112,74 @@ def labels_for(line, goal):
 
 
 def draw(path, means, title):
-    """The mean AUROC over labels, a line for each strategy."""
+    """Mean measures over labels, a line for each strategy."""
     import matplotlib
 
     matplotlib.use("agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(figsize=(6.4, 4), layout="constrained")
-    for name, line in means.items():
-        style = {"color": "gray", "linestyle": "--"} if name == "random" else {}
-        style |= {"linewidth": 2.5} if name == suggestions.STRATEGIES[0] else {}
-        axes.plot(NUMBER * np.arange(ROUNDS + 1), line, marker="o", label=name, **style)
-    axes.set(xlabel="labels", ylabel="mean AUROC of new rows", title=title)
-    axes.grid(alpha=0.3)
-    axes.legend()
+    figure, axes = pyplot.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    for i, (axis, measure) in enumerate(zip(axes, MEASURES, strict=True)):
+        for name, lines in means.items():
+            style = {"color": "gray", "linestyle": "--"} if name == "random" else {}
+            style |= {"linewidth": 2.5} if name == suggestions.STRATEGIES[0] else {}
+            x = NUMBER * np.arange(ROUNDS + 1)
+            axis.plot(x, 100 * lines[i], marker="o", label=name, **style)
+        axis.set(xlabel="labels", ylabel=f"mean {measure} of new rows, per cent")
+        axis.grid(alpha=0.3)
+    axes[0].legend()
+    figure.suptitle(title)
     figure.savefig(path, dpi=120)
 
 
-def main(folder, strategies, seeds, picture, tables):
-    """Prints the table, and draws the picture."""
-    paths = sorted(pathlib.Path(folder).glob("*.npz"))[tables]
+def summarize(means):
+    """Lines: mean measures over labels, and after how many random's last is reached."""
+    for i, measure in enumerate(MEASURES):
+        labels = " | ".join(str(NUMBER * r) for r in range(ROUNDS + 1))
+        yield f"\n| mean {measure}, after labels | {labels} | as random's last after |"
+        yield "| --- |" + " ---: |" * (ROUNDS + 2)
+        goal = means["random"][i][-1]
+        for strategy, lines in means.items():
+            cells = " | ".join(f"{100 * value:.1f}" for value in lines[i])
+            count = labels_for(lines[i], goal)
+            yield f"| {strategy} | {cells} | {count:.0f} |"
+
+
+def main(folder, strategies, seeds, picture, out):
+    """Prints the tables, and draws the picture."""
+    paths = sorted(pathlib.Path(folder).glob("*.npz"))
     lines = {strategy: [] for strategy in strategies}
     print("| table | unlabeled | " + " | ".join(strategies) + " |")
     print("| --- | --- |" + " --- |" * len(strategies), flush=True)
     for path in paths:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            runs = [curves(path, strategies, seed) for seed in range(seeds)]
+        runs = [_kept(out, path, strategies, seed) for seed in range(seeds)]
         cells = []
         for strategy in strategies:
             mean = np.mean([run[strategy][0] for run in runs], axis=0)
             anomalies = np.mean([run[strategy][1] for run in runs])
             lines[strategy].append(mean)
-            cells.append(f"{100 * mean[-1]:.1f} ({anomalies:.0f})")
-        first = 100 * lines[strategies[0]][-1][0]
+            cells.append(f"{100 * mean[0][-1]:.1f} ({anomalies:.0f})")
+        first = 100 * lines[strategies[0]][-1][0][0]
         print(f"| {path.stem} | {first:.1f} | " + " | ".join(cells) + " |", flush=True)
-    means = {s: np.mean(found, axis=0).tolist() for s, found in lines.items()}
-    print(f"\n{json.dumps(means)}\n")
-    goal = means["random"][-1]
-    for strategy, line in means.items():
-        print(
-            f"{strategy}: random's last AUROC after {labels_for(line, goal):.0f} labels"
-        )
+    means = {strategy: np.mean(found, axis=0) for strategy, found in lines.items()}
+    print(*summarize(means), sep="\n")
     if picture:
         draw(picture, means, f"{len(paths)} tables, {seeds} seeds")
+
+
+def _kept(out, path, strategies, seed):
+    """`curves`, of a file if they are there already."""
+    place = pathlib.Path(out, f"{path.stem}-{seed}.json")
+    found = json.loads(place.read_text()) if place.exists() else {}
+    missing = [strategy for strategy in strategies if strategy not in found]
+    if missing:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            new = curves(path, missing, seed)
+        found |= {name: (line.tolist(), count) for name, (line, count) in new.items()}
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_text(json.dumps(found))
+    return found
 
 
 if __name__ == "__main__":
@@ -156,9 +187,10 @@ if __name__ == "__main__":
     parser.add_argument("folder")
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--picture")
+    parser.add_argument(
+        "--out", default="runs/labeling", help="what is kept of each run"
+    )
     parser.add_argument("--strategies", default=",".join(suggestions.STRATEGIES))
-    parser.add_argument("--half", choices=["", "even", "odd"], default="")
     given = parser.parse_args()
-    which = {"": slice(None), "even": slice(0, None, 2), "odd": slice(1, None, 2)}
     names = (*given.strategies.split(","), "random")
-    main(given.folder, names, given.seeds, given.picture, which[given.half])
+    main(given.folder, names, given.seeds, given.picture, given.out)
