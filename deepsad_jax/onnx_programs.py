@@ -85,10 +85,15 @@ def _model(found):
     if rows.dtype != np.float64:
         whole = lambda x: judge(*found.prepare(x))  # noqa: E731
         return _converted(whole, [rows], ["x"], names, found.is_wide)
+    kind = np.dtype(np.float64 if found.is_wide else np.float32)
+
+    def prepare(x):
+        return [prepared.astype(kind) for prepared in found.prepare(x)]
+
     with jax.enable_x64(True):
-        prepared = jax.eval_shape(found.prepare, rows)
+        prepared = jax.eval_shape(prepare, rows)
     inner = [f"prepared{i}" for i in range(len(prepared))]
-    first = _to_onnx(found.prepare, [rows], ["x"], inner, True)
+    first = _to_onnx(prepare, [rows], ["x"], inner, True)
     second = _converted(judge, prepared, inner, names, found.is_wide)
     compose = _imported()[1].compose
     # Names of the inside must not be the same in both.
