@@ -126,17 +126,9 @@ def test_the_server_answers_as_deepsad_score_does(detector, exported, tmp_path):
     new.loc[3, "plant"], new.loc[4, "plant"] = "never seen", None
     new.to_csv(tmp_path / "new.csv", index=False)
     detector.save(tmp_path / "pump")
+    command = ("score", "pump", "new.csv", "-o", "scored.csv")
     subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "deepsad_jax",
-            "score",
-            "pump",
-            "new.csv",
-            "-o",
-            "s.csv",
-        ],
+        [sys.executable, "-m", "deepsad_jax", *command],
         cwd=tmp_path,
         env=os.environ | {"PYTHONPATH": str(pathlib.Path(sad.__file__).parents[1])},
         check=True,
