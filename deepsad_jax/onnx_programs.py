@@ -5,6 +5,7 @@ of one of the two. So there are two models, and the second goes on from the firs
 """
 
 import contextlib
+import importlib
 import importlib.metadata
 import logging
 from collections.abc import Callable, Iterator, Sequence
@@ -18,6 +19,7 @@ from deepsad_jax import checkpoints, programs
 
 OPSET = 21
 INSTALL = "pip install --no-deps jax2onnx && pip install onnx onnx-ir onnxruntime sympy"
+_NEEDED = ("jax2onnx", "onnx.compose", "onnxruntime")
 _TOLERANCE = 1e-5
 _PROVIDER = "CPUExecutionProvider"
 # Functions within a function, and which parameter they are.
@@ -36,7 +38,8 @@ def convert(found: programs.Program) -> tuple[bytes, dict[str, Any]]:
         ValueError: if it cannot make the model, or one that says the same.
     """
     with _quiet():
-        _imported()
+        for name in _NEEDED:
+            _imported(name)
         versions = {n: importlib.metadata.version(n) for n in ("jax2onnx", "onnx")}
         try:
             made = _model(found).SerializeToString()
@@ -61,17 +64,14 @@ def _quiet() -> Iterator[None]:
         logging.disable(before)
 
 
-def _imported() -> tuple[Any, Any]:
+def _imported(name: str) -> Any:
     try:
-        import jax2onnx
-        import onnx.compose
-        import onnxruntime  # noqa: F401 (for the check)
+        return importlib.import_module(name)
     except ImportError as error:
         raise ImportError(
             f"the format onnx needs jax2onnx ({error}), which asks for an old "
             f"orbax-checkpoint; install it without: {INSTALL}"
         ) from error
-    return jax2onnx, onnx
 
 
 def _model(found):
@@ -95,7 +95,7 @@ def _model(found):
     inner = [f"prepared{i}" for i in range(len(prepared))]
     first = _to_onnx(prepare, [rows], ["x"], inner, True)
     second = _converted(judge, prepared, inner, names, found.is_wide)
-    compose = _imported()[1].compose
+    compose = _imported("onnx.compose")
     # Names of the inside must not be the same in both.
     first = compose.add_prefix(
         first, "prepare/", rename_inputs=False, rename_outputs=False
@@ -119,7 +119,7 @@ def _converted(
 
 
 def _to_onnx(function, inputs, names, outputs, is_wide):
-    return _imported()[0].to_onnx(
+    return _imported("jax2onnx").to_onnx(
         function,
         list(inputs),
         model_name="deepsad_jax",
@@ -171,8 +171,7 @@ def _is_plain(padding):
 
 def _check(found, made):
     """Raises ValueError unless it has the scores of the program."""
-    import onnxruntime
-
+    onnxruntime = _imported("onnxruntime")
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors
     session = onnxruntime.InferenceSession(made, options, providers=[_PROVIDER])

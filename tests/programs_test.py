@@ -9,6 +9,7 @@ import pathlib
 import shutil
 import subprocess
 import sys
+import types
 
 import jax
 import jax.export
@@ -18,7 +19,7 @@ import pytest
 import served
 
 import deepsad_jax as sad
-from deepsad_jax import calibrated, programs, tables
+from deepsad_jax import calibrated, exporting, programs, tables
 from deepsad_jax.detectors import METHODS
 
 # Batches of 1, 7 and 128 rows through one artifact, by JAX alone.
@@ -175,6 +176,24 @@ def test_the_server_refuses_flipped_bytes(exported, tmp_path, place):
     rows.opened(exported)
     with pytest.raises(SystemExit, match="checksum of model.stablehlo is wrong"):
         rows.opened(folder)
+
+
+def test_the_command_writes_the_same_and_says_what(
+    detector, exported, tmp_path, capsys
+):
+    detector.save(tmp_path / "pump")
+    options = types.SimpleNamespace(output=str(tmp_path / "one"), format="stablehlo")
+    exporting.export(str(tmp_path / "pump"), options)
+    output = capsys.readouterr().out
+    assert output.startswith("score, p_value, is_anomaly of rows [b, 7] of float64\n")
+    one, other = about(tmp_path / "one"), about(exported)
+    changing = {"sha256": "", "date": ""}
+    assert {**one, **changing} == {**other, **changing}
+    sad.save(detector.model_, tmp_path / "model")
+    options.output = str(tmp_path / "two")
+    exporting.export(str(tmp_path / "model"), options)
+    assert "no calibration, so there are scores alone" in capsys.readouterr().out
+    assert len(about(tmp_path / "two")["outputs"]) == 1
 
 
 def test_scores_alone_where_there_is_no_calibration(detector):
