@@ -11,11 +11,12 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from deepsad_jax import checkpoints, programs
+from deepsad_jax import checkpoints
 
 OPSET = 21
 INSTALL = "pip install --no-deps jax2onnx && pip install onnx onnx-ir onnxruntime sympy"
@@ -30,8 +31,11 @@ _INNER = {
 }
 
 
-def convert(found: programs.Program) -> tuple[bytes, dict[str, Any]]:
+def convert(found: Any) -> tuple[bytes, dict[str, Any]]:
     """A program as the bytes of a file, and what else is to be said of it.
+
+    Args:
+        found: a `programs.Program`.
 
     Raises:
         ImportError: if there is no jax2onnx.
@@ -132,18 +136,21 @@ def _to_onnx(function, inputs, names, outputs, is_wide):
 
 def _replayed(jaxpr, consts, arguments):
     """What was traced, as operations that jax2onnx knows for any number of rows."""
-    values = dict(
-        zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *arguments], strict=True)
-    )
+    pairs = zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *arguments], strict=True)
+    values = dict(pairs)
     for equation in jaxpr.eqns:
         primitive, params = equation.primitive, equation.params
         given = [_value(values, atom) for atom in equation.invars]
         if primitive.name in _INNER:
             inner = params[_INNER[primitive.name]]
             found = _replayed(inner.jaxpr, inner.consts, given)
-        elif primitive.name == "pad" and _is_plain(params["padding_config"]):
+        elif primitive.name == "pad" and _is_plain(params):
             widths = [(low, high) for low, high, _ in params["padding_config"]]
             found = [jnp.pad(given[0], widths, constant_values=float(given[1]))]
+        elif primitive.name == "reduce_window_max" and _is_pooling(params):
+            sides = {"window_shape": params["window_dimensions"][1:-1]}
+            sides["strides"] = params["window_strides"][1:-1]
+            found = [nn.max_pool(given[0], **sides)]
         else:
             with _evaluation(equation, given):
                 found = primitive.bind(*given, **primitive.get_bind_params(params))
@@ -165,8 +172,19 @@ def _evaluation(equation, given):
     return contextlib.nullcontext()
 
 
-def _is_plain(padding):
-    return all(low >= 0 and high >= 0 and not inner for low, high, inner in padding)
+def _is_plain(params):
+    return all(
+        low >= 0 and high >= 0 and not inner
+        for low, high, inner in params["padding_config"]
+    )
+
+
+def _is_pooling(params):
+    """Whether it is `nn.max_pool`, the channels last, without padding."""
+    window, strides = params["window_dimensions"], params["window_strides"]
+    dilations = (*params["base_dilation"], *params["window_dilation"])
+    is_of_examples = window[0] == window[-1] == strides[0] == strides[-1] == 1
+    return is_of_examples and not np.any(params["padding"]) and set(dilations) == {1}
 
 
 def _check(found, made):
