@@ -17,6 +17,7 @@ __version__ = "0.2.0"
 
 # Names that come from inside a module; all other names are modules.
 _FROM = {
+    "export": "programs",
     "fit": "detectors.deep_sad",
     "semi_targets": "labels",
     **dict.fromkeys(("Model", "embed", "load", "save", "score"), "model"),
@@ -49,8 +50,10 @@ _MODULES = (
     "modules",
     "networks",
     "objectives",
+    "onnx_programs",
     "parallel",
     "preprocessing",
+    "programs",
     "selection",
     "streams",
     "suggestions",

@@ -24,8 +24,10 @@ from deepsad_jax import model as model
 from deepsad_jax import modules as modules
 from deepsad_jax import networks as networks
 from deepsad_jax import objectives as objectives
+from deepsad_jax import onnx_programs as onnx_programs
 from deepsad_jax import parallel as parallel
 from deepsad_jax import preprocessing as preprocessing
+from deepsad_jax import programs as programs
 from deepsad_jax import selection as selection
 from deepsad_jax import streams as streams
 from deepsad_jax import suggestions as suggestions
@@ -40,6 +42,7 @@ from deepsad_jax.model import embed as embed
 from deepsad_jax.model import load as load
 from deepsad_jax.model import save as save
 from deepsad_jax.model import score as score
+from deepsad_jax.programs import export as export
 from deepsad_jax.training import Stage as Stage
 from deepsad_jax.training import training_set as training_set
 

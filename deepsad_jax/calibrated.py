@@ -125,10 +125,7 @@ class Calibrated:
             return own, decisions.p_values(own, self.scores[0])
         by_fold = [models.score(fold, x) for fold in self.folds]
         p = decisions.cross_conformal(by_fold, self.scores)
-        # In (0, 1), ascending with the model's own score.
-        center, width = self.details["center"], self.details["width"]
-        u = (own.astype(np.float64) - center) / width
-        u = np.clip(0.5 + 0.5 * u / (1 + np.abs(u)), 1e-6, 1 - 1e-6)
+        u = fraction(own, self.details)
         return 1 - p + u / (1 + sum(map(len, self.scores))), p
 
     def described(self) -> tuple[list[np.ndarray], dict[str, Any]]:
@@ -158,6 +155,18 @@ class Calibrated:
         return self  # nothing of it changes
 
 
+def fraction(own: Any, details: dict[str, Any], xp: Any = np) -> Any:
+    """The model's own scores for the way "cross", in (0, 1) and in the same order.
+
+    Args:
+        own: the scores, `[n]`.
+        details: `center` and `width` of such scores.
+        xp: NumPy, or jax.numpy where they are traced.
+    """
+    u = (own.astype(float) - details["center"]) / details["width"]
+    return xp.clip(0.5 + 0.5 * u / (1 + xp.abs(u)), 1e-6, 1 - 1e-6)
+
+
 def save(detector: Calibrated, folder: str | os.PathLike) -> None:
     """Writes it to a new folder, which `model.load` reads, too.
 
@@ -182,16 +191,24 @@ def load(
         FileNotFoundError: if there is no such folder.
         ValueError: if it does not hold a whole model, or one that is not calibrated.
     """
-    leaves, meta = checkpoints.read(folder)
-    if "calibration" not in meta:
+    found = read(folder, encoder=encoder, decoder=decoder, loss=loss)
+    if isinstance(found, models.Model):
         raise ValueError(
             f"{folder} holds a model without calibration; read it with model.load, or "
             "fit an estimator"
         )
-    own = models.parts_of_own(encoder, decoder, loss)
+    return found
+
+
+def read(folder: str | os.PathLike, **own: Any) -> Calibrated | models.Model:
+    """As `load`, but a model without calibration as a model."""
+    leaves, meta = checkpoints.read(folder)
+    if "calibration" not in meta:
+        return models.load(folder, **own)
+    parts = {"encoder": None, "decoder": None, "loss": None, **own}
     with models.refusing(folder):
         models.check_format(meta)
-        return rebuilt(leaves, meta, own)
+        return rebuilt(leaves, meta, models.parts_of_own(**parts))
 
 
 def rebuilt(

@@ -8,6 +8,7 @@
     deepsad fit new.csv --labels=labels.csv --from=pump --model=pump2
     deepsad info pump
     deepsad report pump
+    deepsad export pump --output=pump.export
 
 Tables are CSV of any kind, or Parquet; images lie in a folder with folders normal,
 anomaly and unlabeled. "-" is the standard input or output. Nothing is overwritten.
@@ -16,16 +17,13 @@ anomaly and unlabeled. "-" is the standard input or output. Nothing is overwritt
 
 import csv
 import importlib
-import itertools
 import os
 import sys
-import textwrap
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
 
 from absl import flags, logging
 
-from deepsad_jax import __version__, console, writing
+from deepsad_jax import __version__, console, usage, writing
 
 METHODS = (
     *("deep_sad", "deep_svdd", "autoencoder", "vae", "m2", "m1_m2", "supervised"),
@@ -36,31 +34,18 @@ _OF_MODEL = (
     *("ignore", "false_alarm_rate", "calibration", "evaluate", "method"),
     *("scaling", "seed"),
 )
-_WRITES = {"fit": "model", **dict.fromkeys(("score", "explain", "suggest"), "output")}
+_WRITES = {
+    "fit": "model",
+    **dict.fromkeys(("score", "explain", "suggest", "export"), "output"),
+}
 _PLACES = {
     **dict.fromkeys(("score", "evaluate"), "scoring"),
     **dict.fromkeys(("explain", "suggest"), "asking"),
     "report": "report.folders",
+    "export": "exporting",
 }
 # Those of `suggestions`, which takes a while to import.
 STRATEGIES = ("mixture", "anomalous", "uncertain", "diverse")
-_TAB = " " * 6
-
-
-class Command(NamedTuple):
-    """One of the commands.
-
-    Attributes:
-        usage: its arguments.
-        help: what it does.
-        takes: how many arguments there must be.
-        flags: what else it takes.
-    """
-
-    usage: str
-    help: str
-    takes: int
-    flags: flags.FlagValues
 
 
 def _of_labels(values: flags.FlagValues, of_model: str = "") -> None:
@@ -220,21 +205,42 @@ def _report_flags() -> flags.FlagValues:
     return values
 
 
+def _export_flags() -> flags.FlagValues:
+    values = flags.FlagValues()
+    flags.DEFINE_string(
+        "output", None, "New folder to write.", short_name="o", flag_values=values
+    )
+    flags.DEFINE_enum(
+        "format",
+        "stablehlo",
+        ["stablehlo", "onnx"],
+        "For JAX on cpu, cuda and tpu, or for onnxruntime, which needs jax2onnx.",
+        flag_values=values,
+    )
+    return values
+
+
 COMMANDS = {
-    "fit": Command("FILE --model=MODEL", "Trains a model.", 1, _fit_flags()),
-    "score": Command("MODEL FILE", "Scores new rows.", 2, _score_flags()),
-    "evaluate": Command(
+    "fit": usage.Command("FILE --model=MODEL", "Trains a model.", 1, _fit_flags()),
+    "score": usage.Command("MODEL FILE", "Scores new rows.", 2, _score_flags()),
+    "evaluate": usage.Command(
         "MODEL FILE", "Says how good a model is on labeled rows.", 2, _evaluate_flags()
     ),
-    "explain": Command(
+    "explain": usage.Command(
         "MODEL FILE", "Says why rows are anomalous.", 2, _explain_flags()
     ),
-    "suggest": Command(
+    "suggest": usage.Command(
         "MODEL FILE", "Picks the rows to label next.", 2, _suggest_flags()
     ),
-    "info": Command("MODEL", "Says what a model is.", 1, flags.FlagValues()),
-    "report": Command(
+    "info": usage.Command("MODEL", "Says what a model is.", 1, flags.FlagValues()),
+    "report": usage.Command(
         "FOLDER", "Writes a page about a model, a run or many.", 1, _report_flags()
+    ),
+    "export": usage.Command(
+        "MODEL --output=FOLDER",
+        "Makes a program of a model, to be run without this library.",
+        1,
+        _export_flags(),
     ),
 }
 for _command in COMMANDS.values():
@@ -251,13 +257,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     console.begin(console.Stop())
     name, *arguments = list(sys.argv if argv is None else argv)[1:] or [""]
     if name in console.HELP or (name == "help" and not arguments):
-        print(_overview())
+        print(usage.overview((__doc__ or "").strip(), COMMANDS))
         sys.exit(0)
     if name == "--version":
         print(__version__)
         sys.exit(0)
     if name in COMMANDS and console.HELP & set(arguments):
-        print(_explained(name))
+        print(usage.explained(name, COMMANDS[name]))
         sys.exit(0)
     try:
         given, values = _parsed(name, arguments)
@@ -334,6 +340,8 @@ def _check(values: flags.FlagValues) -> None:
         raise ValueError(f"--false_alarm_rate is {rate:g}; it must be in (0, 1)")
     if "separator" in values and values["separator"].value in ("\\t", "tab"):
         values["separator"].value = "\t"
+    if "format" in values and not values["output"].value:
+        raise ValueError("--output is missing: the name of a new folder")
     if "model" not in values:
         return
     if not values["model"].value:
@@ -368,7 +376,7 @@ def _check(values: flags.FlagValues) -> None:
 
 def _check_files(name: str, given: list[str], values: flags.FlagValues) -> None:
     """Raises OSError for what is not there, or is there already."""
-    *model, file = given if name not in ("info", "report") else [*given, "-"]
+    *model, file = given if "FILE" in COMMANDS[name].usage else [*given, "-"]
     if name == "fit" and values["from"].value:
         model = [values["from"].value]
     if model and not os.path.isdir(model[0]):
@@ -387,29 +395,3 @@ def _check_files(name: str, given: list[str], values: flags.FlagValues) -> None:
         raise FileNotFoundError(f"{new} cannot be written: there is no folder {above}")
     if not os.access(above, os.W_OK):
         raise PermissionError(f"{new} cannot be written: {above} is not writable")
-
-
-def _overview() -> str:
-    lines = [(__doc__ or "").strip(), "", "commands:"]
-    for name, command in COMMANDS.items():
-        lines.append(f"  {f'deepsad {name} {command.usage}':38s} {command.help}")
-    return "\n".join(lines)
-
-
-def _explained(name: str) -> str:
-    command = COMMANDS[name]
-    lines = [f"deepsad {name} {command.usage}", "", command.help]
-    for defined in command.flags.flags_by_module_dict().values():
-        lines += ["", "flags:", *itertools.chain(*map(_lines, defined))]
-    return "\n".join(lines)
-
-
-def _lines(flag: Any) -> list[str]:
-    short = f"-{flag.short_name}, " if flag.short_name else ""
-    head = f"  {short}--{flag.name}"
-    if flag.boolean:
-        head = f"  --[no]{flag.name}"
-    elif flag.value not in (None, [], ""):
-        head += f"={flag.value}"
-    text = flag.help.split(";     repeat")[0]
-    return [head, *textwrap.wrap(text, 88, initial_indent=_TAB, subsequent_indent=_TAB)]

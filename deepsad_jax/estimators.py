@@ -10,7 +10,6 @@ scikit-learn, `score_samples` is higher for what is more normal.
 """
 
 import dataclasses
-import inspect
 import os
 import warnings
 from collections.abc import Mapping
@@ -31,18 +30,11 @@ from deepsad_jax import (
     labels,
     methods,
     model,
+    programs,
+    signatures,
     values,
 )
 from deepsad_jax.data import frames
-
-_OWN = {
-    "random_state": 0,
-    "false_alarm_rate": 0.05,
-    "calibration": 0.2,
-    "scaling": "minmax",
-}
-# What scikit-learn takes as a default; others are written "default".
-_PLAIN = (str, int, float, bool, tuple, type(None))
 
 
 class Detector(OutlierMixin, BaseEstimator):
@@ -73,7 +65,7 @@ class Detector(OutlierMixin, BaseEstimator):
     def __init_subclass__(cls, method: type[methods.Method] | None = None, **defaults):
         super().__init_subclass__()
         if method is not None:
-            cls.method, cls.__init__ = method, _init_of(method, defaults)
+            cls.method, cls.__init__ = method, signatures.init_of(method, defaults)
 
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()
@@ -285,6 +277,13 @@ class Detector(OutlierMixin, BaseEstimator):
         details = {**detector.details, "estimator": mine}
         calibrated.save(dataclasses.replace(detector, details=details), folder)
 
+    def export(self, folder: str | os.PathLike, *, format: str = "stablehlo") -> None:
+        """Writes the fitted estimator as a program to a new folder.
+
+        Args, Raises: as of `programs.export`.
+        """
+        programs.export(self._detector(), folder, format=format)
+
     @classmethod
     def load(cls, folder: str | os.PathLike, **own: Any) -> "Detector":
         """Reads what `save` has written.
@@ -313,34 +312,6 @@ class Detector(OutlierMixin, BaseEstimator):
         if "feature_names_in" in mine:
             estimator.feature_names_in_ = np.array(mine["feature_names_in"], object)
         return estimator
-
-
-def _init_of(method, other):
-    """An `__init__` that keeps its arguments, those of `_OWN` and the options.
-
-    Args:
-        method: has the options.
-        other: defaults that are other than the method's.
-    """
-    kind = inspect.Parameter.KEYWORD_ONLY
-    defaults = dict(_OWN)
-    for field in dataclasses.fields(method):
-        is_plain = isinstance(field.default, _PLAIN)
-        defaults[field.name] = field.default if is_plain else "default"
-    defaults |= other
-    found = [inspect.Parameter(n, kind, default=d) for n, d in defaults.items()]
-    signature = inspect.Signature(
-        [inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD), *found]
-    )
-
-    def __init__(self, **arguments):
-        bound = signature.bind(self, **arguments)
-        bound.apply_defaults()
-        for name in defaults:
-            setattr(self, name, bound.arguments[name])
-
-    __init__.__signature__ = signature
-    return __init__
 
 
 def _seed(random_state) -> int:

@@ -108,6 +108,14 @@ def is_concrete(value: Any) -> bool:
     return not isinstance(value, jax.core.Tracer)
 
 
+def map_rows(function: Callable, rows: jax.Array, at_once: int) -> Any:
+    """`function` of each row, so many at once; all, where their number is left open by
+    `jax.export`."""
+    if isinstance(rows.shape[0], int):
+        return lax.map(function, rows, batch_size=at_once)
+    return jax.vmap(function)(rows)
+
+
 def as_rows(x: jax.typing.ArrayLike) -> jax.Array:
     """Examples as float64 rows, images flattened and uint8 scaled to [0, 1].
 

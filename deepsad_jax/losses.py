@@ -468,7 +468,7 @@ def clamp_center(center: jax.Array, *, minimum: float = 0.1) -> jax.Array:
 
 
 def _check_last_axis(embeddings: jax.Array, center: jax.Array) -> None:
-    embeddings, center = jnp.shape(embeddings), jnp.shape(center)
+    embeddings, center = np.shape(embeddings), np.shape(center)
     if not embeddings or not center or embeddings[-1] != center[-1]:
         raise ValueError(
             f"embeddings have shape {embeddings} and the center has shape {center}; "

@@ -17,6 +17,7 @@ from deepsad_jax import parallel
 # The threshold of leaves: all numbers stay.
 _HIGHEST = np.finfo(np.float32).max
 _FEWEST = 64  # nodes
+_OF_NODES = ("features", "thresholds", "children")
 
 
 def arrays(
@@ -60,23 +61,26 @@ def arrays(
 @parallel.compiled
 def leaves(
     depth: jax.typing.ArrayLike, params: dict[str, jax.Array], rows: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """Trees and nodes where examples end: `[trees]`, and `[batch, trees]` int32.
+) -> jax.Array:
+    """Where examples end: numbers of nodes, counted over all trees, `[batch, trees]`.
 
     Args:
         depth: of the deepest tree.
         params: `features`, `thresholds` and `children` of `arrays`.
         rows: `[batch, D]` float32, which compare as in scikit-learn.
     """
-    trees, rows = jnp.arange(len(params["features"])), lax.stop_gradient(rows)
+    rows, (trees, size) = lax.stop_gradient(rows), params["features"].shape
+    flat = {name: jnp.reshape(params[name], -1) for name in _OF_NODES}
+    first = size * np.arange(trees, dtype=np.int32)
 
     def descend(_, nodes):
-        values = jnp.take_along_axis(rows, params["features"][trees, nodes], axis=1)
-        right = values > params["thresholds"][trees, nodes]
-        return params["children"][trees, nodes, right.astype(jnp.int32)]
+        at = first + nodes
+        values = jnp.take_along_axis(rows, flat["features"][at], axis=1)
+        right = values > flat["thresholds"][at]
+        return flat["children"][2 * at + right.astype(jnp.int32)]
 
-    nodes = jnp.zeros((len(rows), len(trees)), jnp.int32)
-    return trees, lax.fori_loop(0, depth, descend, nodes)
+    nodes = jnp.zeros((rows.shape[0], trees), jnp.int32)
+    return first + lax.fori_loop(0, depth, descend, nodes)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,9 +95,9 @@ class Forest:
             x: prepared examples.
         """
         params = jax.tree.map(jnp.asarray, variables["params"])
-        x = jnp.asarray(x, jnp.float32).reshape(len(x), -1)
-        trees, nodes = leaves(params["depth"], params, x)
-        return in_order(params["values"][trees, nodes])
+        x = jnp.asarray(x, jnp.float32).reshape(x.shape[0], -1)
+        nodes = leaves(params["depth"], params, x)
+        return in_order(params["values"].reshape(-1)[nodes])
 
 
 def in_order(values: jax.Array) -> jax.Array:

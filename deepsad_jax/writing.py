@@ -5,6 +5,7 @@ import io
 import os
 import pathlib
 import secrets
+import shutil
 from collections.abc import Iterator
 
 # Nobody else gives it to a file.
@@ -47,6 +48,27 @@ def atomic(
         raise
     finally:
         _unfinished.discard(partial)
+
+
+def folder(path: str | os.PathLike, files: dict[str, bytes]) -> None:
+    """Writes a new folder of files, which appears under its name once it is complete.
+
+    Raises:
+        FileExistsError: if there is something of this name.
+        OSError: if it cannot be written; the message names it.
+    """
+    path = pathlib.Path(path)
+    check_new(path)
+    partial = temporary(path)
+    try:
+        partial.mkdir()
+        for name, content in files.items():
+            (partial / name).write_bytes(content)
+        partial.rename(path)
+    except OSError as error:
+        raise OSError(f"{path} cannot be written: {error.strerror}") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def check_new(path: str | os.PathLike) -> None:

@@ -589,6 +589,11 @@ WRONG = [
     ("score . new.csv", "is not complete"),
     ("evaluate pump new.csv", "has no column 'status' of labels"),
     ("info", "an argument is missing"),
+    ("export pump", "--output is missing"),
+    ("export nope -o x", "there is no model nope"),
+    ("export pump -o new.csv", "new.csv exists, and nothing is overwritten"),
+    ("export pump -o no/x", "there is no folder"),
+    ("export pump -o x --format=torch", "value should be one of"),
 ]
 
 

@@ -67,17 +67,36 @@ def normal(knots: jax.typing.ArrayLike, x: jax.typing.ArrayLike) -> jax.Array:
     Returns:
         `[batch, D]` float32.
     """
-    knots = jnp.asarray(knots, jnp.float32).T
-    columns = jnp.asarray(x, jnp.float32).reshape(len(x), -1).T
-    grid = jnp.linspace(0.0, 1.0, knots.shape[1])
-    interpolate = jax.vmap(lambda x, knots: jnp.interp(x, knots, grid))
+    knots = jnp.asarray(knots, jnp.float32)
+    columns = jnp.asarray(x, jnp.float32).reshape(x.shape[0], -1)
     # What rounding has moved beside one of equal knots is still equal to them.
-    nearly = _EQUAL * (knots[:, -1:] - knots[:, :1])
-    above = interpolate(columns + nearly, knots)
-    below = 1.0 - interpolate(nearly - columns, -knots[:, ::-1])
+    nearly = _EQUAL * (knots[-1] - knots[0])
+    above = _places(columns + nearly, knots)
+    below = 1.0 - _places(nearly - columns, -knots[::-1])
     least = special.ndtr(-_FAR)
     rank = jnp.clip(0.5 * (above + below), least, 1.0 - least)
-    return special.ndtri(rank).T
+    return special.ndtri(rank)
+
+
+def _places(x, knots):
+    """Where values lie among the ascending knots of their columns, in [0, 1].
+
+    As `jnp.interp` of each column, but by gathers that can leave as ONNX, too.
+    """
+    size, columns = knots.shape
+    grid, flat = jnp.linspace(0.0, 1.0, size), knots.reshape(-1)
+    at = lambda i: flat[i * columns + np.arange(columns, dtype=np.int32)]  # noqa: E731
+    upper, step = jnp.ones(x.shape, jnp.int32), 1 << size.bit_length()
+    while step := step // 2:
+        next_ = jnp.minimum(upper + step, size - 1)
+        upper = jnp.where(at(next_ - 1) <= x, next_, upper)
+    low, high = at(upper - 1), at(upper)
+    width = high - low
+    is_flat = width <= np.spacing(np.finfo(np.float32).eps)
+    share = (x - low) / jnp.where(is_flat, 1, width)
+    first = grid[upper - 1]
+    found = jnp.where(is_flat, first, first + share * (grid[upper] - first))
+    return jnp.where(x < knots[0], grid[0], jnp.where(x > knots[-1], grid[-1], found))
 
 
 def flat(x: Any) -> Any:
@@ -94,7 +113,7 @@ def flat(x: Any) -> Any:
                 pairs = (*x.shape[:axis], half, 2, *x.shape[axis + 1 :])
                 cut = x[(slice(None),) * axis + (slice(2 * half),)]
                 x = cut.reshape(pairs).mean(axis=axis + 1)
-    return x.reshape(len(x), -1)
+    return x.reshape(x.shape[0], -1)
 
 
 def weights(semi_targets: np.ndarray) -> np.ndarray:

@@ -125,8 +125,9 @@ def _score(depth, params, examples):
 
 @functools.partial(parallel.compiled, static=(0,))
 def _path_score(depth, params, rows):
-    grown, nodes = trees.leaves(depth, params, rows)
-    lengths = jnp.mean(params["lengths"][grown, nodes].astype(jnp.float64), axis=1)
+    nodes = trees.leaves(depth, params, rows)
+    lengths = params["lengths"].reshape(-1)[nodes]
+    lengths = jnp.mean(lengths.astype(jnp.float64), axis=1)
     normalizer = params["normalizer"]
     # Of a single example there is no path.
     relative = lengths / jnp.where(normalizer > 0, normalizer, 1.0)

@@ -284,7 +284,7 @@ def _log_density(density, rows, bandwidths):
         return lax.map(lambda h: _log_sum(density.kernel, squared, h), bandwidths)
 
     size, dimension = density.x.shape
-    sums = lax.map(one, rows, batch_size=_SCORED_AT_ONCE)
+    sums = kernels.map_rows(one, rows, _SCORED_AT_ONCE)
     whole = log_normalization(density.kernel, dimension) + math.log(size)
     return (sums - whole - dimension * jnp.log(bandwidths)).T
 

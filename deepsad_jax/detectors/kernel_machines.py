@@ -16,7 +16,6 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
 from deepsad_jax import dual, kernels, labels, parallel, selection
 
@@ -391,7 +390,7 @@ def _expand(kernel, x, weights, threshold, rows):
     def expansion(row):
         return kernel(kernels.base(kernel.name, row[None], x)[0]) @ weights
 
-    return threshold - lax.map(expansion, rows, batch_size=_SCORED_AT_ONCE)
+    return threshold - kernels.map_rows(expansion, rows, _SCORED_AT_ONCE)
 
 
 def _solved(gram, upper, total, *, tolerance, max_iterations, tell, **problem):

@@ -8,6 +8,7 @@
     python -m experiments.benchmark --measure=tables --data_dir=DATA --torch
     python -m experiments.benchmark --measure=kernels --data_dir=DATA --opponents
     python -m experiments.benchmark --measure=committee --sizes=700,10000 --repeats=2
+    python -m experiments.benchmark --measure=serving --networks=mnist_LeNet,committee
 
 steps: one epoch of each stage: samples/s, step time, FLOP/s achieved and their share of
 what a large matrix product reaches here, compilation time, memory. pipeline: whole
@@ -16,8 +17,9 @@ six ODDS tables by 10 seeds, start-up and compilation included. kernels: whole g
 the kernel baselines on MNIST's zeros with one in a hundred labelled, after compilation,
 against cvxopt, libsvm and scikit-learn's grid search. committee: fits of
 `estimators.DeepSAD` to tables of so many rows, against those of the paper's method
-alone. `--torch` and `--opponents` need
-the extras `torch` and `cvxopt`. Opponents are timed in turn with ours, with as many
+alone. serving: one row in a program of `deepsad export`, by networks and the default
+committee, by onnxruntime, too, where jax2onnx is. `--torch` and `--opponents` need the
+extras `torch` and `cvxopt`. Opponents are timed in turn with ours, with as many
 threads. Prints tables and writes JSON with `--json`.
 """
 
@@ -48,7 +50,7 @@ from deepsad_jax import (
 )
 from deepsad_jax.detectors import deep_sad
 from experiments import workdir
-from experiments.benchmark import committee
+from experiments.benchmark import committee, serving
 
 MEASURE = flags.DEFINE_list("measure", ["steps"], "What to measure; see above.")
 NETWORKS = flags.DEFINE_list("networks", [], "Networks; all by default.")
@@ -469,6 +471,9 @@ def main(argv):
                 rows += kernel_grids(
                     DATA_DIR.value, size, against_others=OPPONENTS.value
                 )
+        elif what == "serving":
+            for name in NETWORKS.value or [*networks.PAPER, serving.COMMITTEE]:
+                rows += serving.serving(name)
         elif what == "committee":
             rows = committee.committee([*map(int, SIZES.value)], REPEATS.value)
         else:
