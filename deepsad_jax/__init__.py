@@ -52,6 +52,7 @@ _MODULES = (
     "parallel",
     "preprocessing",
     "selection",
+    "stored",
     "streams",
     "suggestions",
     "tables",

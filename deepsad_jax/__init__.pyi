@@ -27,6 +27,7 @@ from deepsad_jax import objectives as objectives
 from deepsad_jax import parallel as parallel
 from deepsad_jax import preprocessing as preprocessing
 from deepsad_jax import selection as selection
+from deepsad_jax import stored as stored
 from deepsad_jax import streams as streams
 from deepsad_jax import suggestions as suggestions
 from deepsad_jax import tables as tables

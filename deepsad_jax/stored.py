@@ -13,9 +13,10 @@ from typing import Any
 
 import numpy as np
 
-# Bytes that are mapped at once, and of a block of consecutive rows.
-_WINDOW, _BLOCK = 32 * 2**20, 8 * 2**20
-_MOST_ROWS = 2**16  # of a block
+# Bytes that are mapped at once, and of a block of consecutive rows; and rows of a block:
+# as many as are evaluated at once, if they are not large, and no more than these.
+_WINDOW, _BLOCK, _LARGE = 32 * 2**20, 8 * 2**20, 64 * 2**20
+_ROWS, _MOST_ROWS = 512, 2**16
 _HEADERS = {
     (1, 0): np.lib.format.read_array_header_1_0,
     (2, 0): np.lib.format.read_array_header_2_0,
@@ -137,5 +138,5 @@ def take(x: Any, rows: np.ndarray) -> np.ndarray:
 def blocks(x: Any) -> Iterator[slice]:
     """Slices of consecutive rows, of some megabytes each."""
     row = max(1, math.prod(x.shape[1:]) * x.dtype.itemsize)
-    step = min(_MOST_ROWS, max(1, _BLOCK // row))
+    step = min(_MOST_ROWS, max(1, _BLOCK // row, min(_ROWS, _LARGE // row)))
     return (slice(i, i + step) for i in range(0, len(x), step))

@@ -8,8 +8,7 @@
     python -m experiments.benchmark --measure=tables --data_dir=DATA --torch
     python -m experiments.benchmark --measure=kernels --data_dir=DATA --opponents
     python -m experiments.benchmark --measure=committee --sizes=700,10000 --repeats=2
-    python -m experiments.benchmark --measure=stream --networks=shuttle_mlp,mnist_LeNet \\
-        --sizes=50000
+    python -m experiments.benchmark --measure=stream --networks=shuttle_mlp
 
 steps: one epoch of each stage: samples/s, step time, FLOP/s achieved and their share of
 what a large matrix product reaches here, compilation time, memory. pipeline: whole
@@ -19,8 +18,8 @@ the kernel baselines on MNIST's zeros with one in a hundred labelled, after comp
 against cvxopt, libsvm and scikit-learn's grid search. committee: fits of
 `estimators.DeepSAD` to tables of so many rows, against those of the paper's method
 alone. stream: epochs from `.npy` files against epochs from memory, of `--sizes` rows.
-`--torch` and `--opponents` need the extras `torch` and `cvxopt`. Opponents are timed in turn with ours, with as many
-threads. Prints tables and writes JSON with `--json`.
+`--torch` and `--opponents` need the extras `torch` and `cvxopt`. Opponents are timed in
+turn with ours, with as many threads. Prints tables and writes JSON with `--json`.
 """
 
 import logging
