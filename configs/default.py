@@ -86,6 +86,8 @@ def get_config(method: str = "deep_sad") -> ml_collections.ConfigDict:
     kernel.gamma = machine.gamma
     kernel.coef0 = machine.coef0
     kernel.degree = machine.degree
+    # Rows that stand for all others where these are many (docs/scale.md); 0 is exact.
+    kernel.components = machine.components
     config.ssad = ssad = ml_collections.ConfigDict()
     # Weight of the margin, and largest dual variable of an example of each kind.
     ssad.kappa = machine.kappa

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-# Bytes that are mapped at once, and of a block of consecutive rows; and rows of a block:
-# as many as are evaluated at once, if they are not large, and no more than these.
+# Bytes that are mapped at once, and of a block of rows; and rows of a block, as many
+# as are evaluated at once, if they are not large, and no more than these.
 _WINDOW, _BLOCK, _LARGE = 32 * 2**20, 8 * 2**20, 64 * 2**20
 _ROWS, _MOST_ROWS = 512, 2**16
 _HEADERS = {

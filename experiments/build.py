@@ -44,7 +44,7 @@ _PLACES = {
     **{name: f"ssad.{name}" for name in ("kappa", "C_unlabeled", "C_normal")},
     "C_anomaly": "ssad.C_anomaly",
     "kernel": "kernel.name",
-    **{name: f"kernel.{name}" for name in ("gamma", "coef0", "degree")},
+    **{n: f"kernel.{n}" for n in ("gamma", "coef0", "degree", "components")},
     "bandwidth": "kde.bandwidth",
     **{name: f"isoforest.{name}" for name in ("n_trees", "n_samples")},
 }

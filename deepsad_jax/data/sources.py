@@ -3,8 +3,9 @@
 `load(name)` knows `digits` and `breast_cancer` (shipped with scikit-learn), the image
 sets `mnist`, `fmnist` and `cifar10` (tensorflow-datasets), the six ODDS tables
 (downloaded once and checked against their SHA-256), and the path of any `.npz`, `.csv`
-or `.mat` file, or of a folder of `.npy` files. A file `NAME.npz`, `NAME.mat` or `NAME.csv` in `data_dir` comes before
-all of them, so nothing is downloaded where the data are at hand.
+or `.mat` file, or of a folder of `.npy` files. A file `NAME.npz`, `NAME.mat` or
+`NAME.csv` in `data_dir` comes before all of them, so nothing is downloaded where the
+data are at hand.
 """
 
 import os
