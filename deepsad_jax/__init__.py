@@ -48,6 +48,7 @@ _MODULES = (
     "model",
     "modules",
     "networks",
+    "nystroem",
     "objectives",
     "parallel",
     "preprocessing",

@@ -23,6 +23,7 @@ from deepsad_jax import metrics as metrics
 from deepsad_jax import model as model
 from deepsad_jax import modules as modules
 from deepsad_jax import networks as networks
+from deepsad_jax import nystroem as nystroem
 from deepsad_jax import objectives as objectives
 from deepsad_jax import parallel as parallel
 from deepsad_jax import preprocessing as preprocessing
