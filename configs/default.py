@@ -86,6 +86,8 @@ def get_config(method: str = "deep_sad") -> ml_collections.ConfigDict:
     kernel.gamma = machine.gamma
     kernel.coef0 = machine.coef0
     kernel.degree = machine.degree
+    # Rows that stand for all others where these are many (docs/scale.md); 0 is exact.
+    kernel.components = machine.components
     config.ssad = ssad = ml_collections.ConfigDict()
     # Weight of the margin, and largest dual variable of an example of each kind.
     ssad.kappa = machine.kappa
@@ -107,8 +109,11 @@ def get_config(method: str = "deep_sad") -> ml_collections.ConfigDict:
 
     config.data = data = ml_collections.ConfigDict()
     # digits, breast_cancer, mnist, fmnist, cifar10, an ODDS table, or the path of a
-    # .npz, .csv or .mat file (see deepsad_jax/data/sources.py).
+    # .npz, .csv or .mat file or of a folder of .npy files (see
+    # deepsad_jax/data/sources.py).
     data.name = "digits"
+    # Whether such a folder, with semi_targets, is read batch by batch: docs/scale.md.
+    data.stream = False
     # Folder looked in first, for NAME.npz, NAME.mat or NAME.csv; downloads go there.
     data.dir = ""
     # The column of a .csv file that holds the labels: its name, or its number from 1

@@ -23,12 +23,14 @@ from deepsad_jax import metrics as metrics
 from deepsad_jax import model as model
 from deepsad_jax import modules as modules
 from deepsad_jax import networks as networks
+from deepsad_jax import nystroem as nystroem
 from deepsad_jax import objectives as objectives
 from deepsad_jax import onnx_programs as onnx_programs
 from deepsad_jax import parallel as parallel
 from deepsad_jax import preprocessing as preprocessing
 from deepsad_jax import programs as programs
 from deepsad_jax import selection as selection
+from deepsad_jax import stored as stored
 from deepsad_jax import streams as streams
 from deepsad_jax import suggestions as suggestions
 from deepsad_jax import tables as tables

@@ -5,6 +5,7 @@ writes it under a temporary name and renames it, so a folder of the right name i
 complete; it does not notice a flipped byte, the checksum does.
 """
 
+import io
 import json
 import logging
 import os
@@ -18,6 +19,8 @@ from typing import Any
 
 import jax
 import numpy as np
+
+from deepsad_jax import parallel
 
 
 def write(path: str | os.PathLike, leaves: Sequence[Any], meta: dict) -> None:
@@ -42,12 +45,16 @@ def write(path: str | os.PathLike, leaves: Sequence[Any], meta: dict) -> None:
         raise OSError(f"{path} cannot be written: {reason(error)}") from error
 
 
-def _of_this_process(ocp):
-    """What saves without waiting for other processes, which do not save."""
+def _alone(ocp):
+    """How Orbax saves and reads without waiting for other processes, which do not."""
     own = jax.process_index()
-    options = ocp.options.MultiprocessingOptions(
+    return ocp.options.MultiprocessingOptions(
         primary_host=own, active_processes={own}, barrier_sync_key_prefix=f"only{own}"
     )
+
+
+def _of_this_process(ocp):
+    options = _alone(ocp)
     handler = ocp.CompositeCheckpointHandler(
         composite_options=ocp.CompositeOptions(multiprocessing_options=options),
         state=ocp.StandardCheckpointHandler(multiprocessing_options=options),
@@ -91,7 +98,8 @@ def _content(leaves, meta):
 def _read(folder):
     import orbax.checkpoint as ocp
 
-    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+    handler, options = _of_this_process(ocp)
+    with ocp.Checkpointer(handler, multiprocessing_options=options) as checkpointer:
         content = checkpointer.restore(
             folder,
             args=ocp.args.Composite(
@@ -279,11 +287,69 @@ class Keeper:
         if self._manager is None or self._stage != stage:
             self.close()
             options = ocp.CheckpointManagerOptions(
-                max_to_keep=self._keep, cleanup_tmp_directories=True
+                max_to_keep=self._keep,
+                cleanup_tmp_directories=True,
+                create=False,
+                multiprocessing_options=_alone(ocp),
             )
+            (self._path / stage).mkdir(parents=True, exist_ok=True)
             self._manager = ocp.CheckpointManager(self._path / stage, options=options)
             self._stage = stage
         return self._manager
+
+
+class Shared:
+    """The keeper of a run that several processes train.
+
+    The first of them saves, since all have the same state, and restores for all: only
+    it needs the folder.
+
+    Args:
+        keeper: of the first process; None in the others.
+    """
+
+    def __init__(self, keeper: Keeper | None):
+        self._keeper = keeper
+
+    def restore(
+        self, stage: str, like: Any, key: jax.Array, epochs: int
+    ) -> tuple[int, float, Any, dict[str, np.ndarray]] | None:
+        """As of `Keeper`, for all of them; all must call it."""
+        found, leaves, tree = None, *jax.tree.flatten(like)
+        if self._keeper is not None:
+            found = self._keeper.restore(stage, like, key, epochs)
+        file = io.BytesIO()
+        if found is not None:
+            epoch, seconds, state, history = found
+            raw = [
+                np.frombuffer(np.asarray(leaf).tobytes(), np.uint8)
+                for leaf in jax.tree.leaves(state)
+            ]
+            np.savez(file, *raw, epoch=epoch, seconds=seconds, **_prefixed(history))
+        content = parallel.from_first(file.getvalue())
+        if not content:
+            return None
+        with np.load(io.BytesIO(content)) as arrays:
+            state = [
+                arrays[f"arr_{i}"].view(leaf.dtype).reshape(leaf.shape)
+                for i, leaf in enumerate(leaves)
+            ]
+            own = [name for name in arrays.files if name.startswith(_HISTORY)]
+            history = {name.removeprefix(_HISTORY): arrays[name] for name in own}
+            epoch, seconds = int(arrays["epoch"]), float(arrays["seconds"])
+        return epoch, seconds, jax.tree.unflatten(tree, state), history
+
+    def offer(self, *arguments: Any, last: bool) -> None:
+        """As of `Keeper`; in the first process alone."""
+        if self._keeper is not None:
+            self._keeper.offer(*arguments, last=last)
+
+
+_HISTORY = "history-"
+
+
+def _prefixed(history):
+    return {f"{_HISTORY}{name}": values for name, values in history.items()}
 
 
 def _say_it_once() -> None:

@@ -67,7 +67,7 @@ class Programs:
         steps, records = int(data.size) // self._run.stage.batch_size, []
         for epoch in range(first, last):
             order, step_key = self._prepare(data, key, epoch)
-            totals = _zeros(self._run.shapes(state, data.x))
+            totals = _zeros(self._run.shapes(state, data.x.shape[1:]))
             for i in range(steps):
                 state, totals = self._train_on(state, totals, data, order, step_key, i)
             records.append(totals)
@@ -75,19 +75,39 @@ class Programs:
 
     def advance_stream(self, state, stream, key, first, last):
         """As `advance`, with the batches of a stream."""
-        records = []
+        size, records = self._run.stage.batch_size, []
+        steps = stream.steps(size)
         for epoch in range(first, last):
-            epoch_key, totals = jax.random.fold_in(key, epoch), None
-            for i, batch in enumerate(stream.batches(self.plan.share)):
-                if totals is None:
-                    totals = _zeros(self._run.shapes(state, batch[0]))
+            order_key, step_key = _epoch_keys(key, epoch)
+            totals = _zeros(self._run.shapes(state, stream.shape))
+            done = 0
+            for piece, count in self._pieces(stream, epoch, order_key):
+                # The next is read while one is computed, and no more are in memory.
+                jax.block_until_ready(totals)
                 state, totals = self._train_on_rows(
-                    state, totals, Batch(*batch), epoch_key, i, stream.steps
+                    state, totals, piece, step_key, done, count, steps
                 )
-            if totals is None:
+                done += count
+            if not done:
                 raise ValueError("no batch of data has rows for every device")
             records.append(totals)
         return state, _stacked(records)
+
+    def _pieces(self, stream, epoch, key):
+        """Pieces of an epoch on the device, of one batch where that must be."""
+        axis = int(self.plan.share > 1)
+        for piece, count in stream.pieces(
+            self.plan, self._run.stage.batch_size, epoch, key
+        ):
+            parts = [(piece, count)]
+            if self.per_step and piece.x.shape[axis] > 1:
+                at = (slice(None),) * axis
+                parts = [
+                    (Batch(*(part[*at, i : i + 1] for part in piece)), 1)
+                    for i in range(count)
+                ]
+            for part, number in parts:
+                yield part if axis else jax.device_put(part), number
 
 
 class _OneRun:
@@ -125,7 +145,7 @@ class _OneRun:
             )
             return state, records
 
-        zeros = _zeros(self.shapes(state, data.x))
+        zeros = _zeros(self.shapes(state, data.x.shape[1:]))
         records = jax.tree.map(lambda z: jnp.zeros((PIECE, *z.shape), z.dtype), zeros)
         return lax.fori_loop(first, last, one_epoch, (state, records))
 
@@ -139,11 +159,18 @@ class _OneRun:
         state, more = step(state, batch, jax.random.fold_in(key, i))
         return state, _merged(totals, more)
 
-    def on_rows(self, state, totals, batch, key, i, steps):
+    def on_rows(self, state, totals, piece, key, first, count, steps):
+        """(state, totals) after the first `count` batches of a piece, `[most, ...]`."""
         step = training.make_step(self.objective, self.stage.optimizer_for(steps))
-        batch = Batch(training.as_float(batch.x), batch.semi_targets)
-        state, more = step(state, batch, jax.random.fold_in(key, i))
-        return state, _merged(totals, more)
+
+        def one_step(i, carry):
+            batch = Batch(training.as_float(piece.x[i]), piece.semi_targets[i])
+            state, more = step(carry[0], batch, jax.random.fold_in(key, first + i))
+            return state, _merged(carry[1], more)
+
+        if len(piece.x) == 1:
+            return one_step(0, (state, totals))
+        return lax.fori_loop(0, count, one_step, (state, totals))
 
     def _batch(self, data, order, i):
         share = self.stage.batch_size // parallel.shares()
@@ -153,15 +180,15 @@ class _OneRun:
         x = training.as_float(data.x[data.indices[entries]])
         return Batch(x, data.semi_targets[entries])
 
-    def shapes(self, state, x):
-        """Of the metrics of a step."""
-        found, example = self._found_shapes, x.shape[1:]
+    def shapes(self, state, example):
+        """Of the metrics of a step, for examples of a shape."""
+        found = self._found_shapes
         if example not in found:
-            found[example] = self._trace_shapes(state, x)
+            found[example] = self._trace_shapes(state, example)
         return found[example]
 
-    def _trace_shapes(self, state, x):
-        x = jax.ShapeDtypeStruct((2, *x.shape[1:]), jnp.float32)
+    def _trace_shapes(self, state, example):
+        x = jax.ShapeDtypeStruct((2, *example), jnp.float32)
         batch = Batch(x, jax.ShapeDtypeStruct((2,), jnp.float32))
         step = training.make_step(self.objective, self.stage.optimizer_for(1))
         return jax.eval_shape(step, state, batch, jax.random.key(0))[1]
@@ -184,18 +211,16 @@ def _prepare(
     data: TrainingSet, key: jax.Array, epoch: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """The order of an epoch and the key of its steps."""
+    order_key, step_key = _keys_of(key, epoch)
+    return streams.shuffled(order_key, data.indices.shape[0], data.size), step_key
+
+
+def _keys_of(key, epoch):
     key = jax.random.fold_in(key, epoch)
-    return _shuffle(jax.random.fold_in(key, 0), data), jax.random.fold_in(key, 1)
+    return jax.random.fold_in(key, 0), jax.random.fold_in(key, 1)
 
 
-def _shuffle(key: jax.Array, data: TrainingSet) -> jax.Array:
-    """A random order of the entries that count, followed by the padding."""
-    positions = jnp.arange(data.indices.shape[0], dtype=jnp.int32)
-    bits = jax.random.bits(key, positions.shape)
-    bits = jnp.where(positions < data.size, bits, np.uint32(0xFFFFFFFF))
-    # Random bits depend on their position alone and the sort is stable, so padding
-    # changes neither the order nor, thereby, the run.
-    return lax.sort_key_val(bits, positions, is_stable=True)[1]
+_epoch_keys = parallel.compiled(_keys_of)
 
 
 # What is found again: enough for the stages of a few methods on data of a few shapes,
@@ -341,7 +366,9 @@ class Trainer:
         found = (*found, is_convolutional(objective, self.shape))
         size, steps = stage.batch_size, []
         if stage.fixes_steps:
-            steps = [s.steps if is_stream else int(s.size) // size for s in self.sets]
+            steps = [
+                s.steps(size) if is_stream else int(s.size) // size for s in self.sets
+            ]
         known = max(1, steps[0]) if len({*steps}) == 1 else None
         return _programs(*found, known, tuple((a.shape, a.dtype) for a in shapes))
 
@@ -405,6 +432,8 @@ class Trainer:
             if done > first:
                 piece = math.floor((last - done) * min(4.0, 0.25 / seconds))
                 piece = min(max(1, piece), PIECE)
+            if self.plan.processes > 1:
+                piece = 1  # the same in all of them, whose clocks differ
             done = last
             self._report(name, done, history)
             if self._keeper is not None:
@@ -535,7 +564,7 @@ def evaluate(
         missing = chunk - len(part)
         if missing:
             part = np.pad(part, ((0, missing), *((0, 0),) * (x.ndim - 1)))
-        results.append(function(variables, part))
+        results.append(function(variables, plan.by_device(part)))
     return np.concatenate(jax.device_get(results))[:size]
 
 

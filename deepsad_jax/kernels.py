@@ -20,6 +20,7 @@ import numpy as np
 from jax import lax
 
 from deepsad_jax import checks, parallel
+from deepsad_jax.data import memory
 
 KERNELS = ("rbf", "linear", "poly")
 # Beyond so many examples, kernel values are float32, and the base is not kept.
@@ -28,7 +29,8 @@ MOST_DOUBLE, MOST_STORED = 4096, 20_000
 LARGEST = 1e150
 # Powers of larger numbers overflow.
 _MOST_DEGREE, _MOST_COEF0 = 20, 1e6
-_BLOCK = 256
+# Rows of a block, up to so many examples: of more, a block of 64 is large enough.
+_BLOCK, _MANY = 256, 2**18
 
 
 @flax.struct.dataclass
@@ -285,8 +287,8 @@ def gram(kernel: Kernel, x: jax.typing.ArrayLike, stored: bool | None = None) ->
         kernel: the kernel.
         x: examples, `[n, ...]`, uint8 (scaled to [0, 1]) or floating.
         stored: whether to keep its base, in 4 n^2 bytes (8 up to `MOST_DOUBLE`); by
-            default if n is at most `MOST_STORED`, and what a large one costs is told.
-            Otherwise rows are recomputed whenever they are needed.
+            default if `keeps` says so, and what a large one costs is told. Otherwise
+            rows are recomputed whenever they are needed.
 
     Returns:
         The matrix; `gram.replace(kernel=...)` is that of another bandwidth.
@@ -296,7 +298,7 @@ def gram(kernel: Kernel, x: jax.typing.ArrayLike, stored: bool | None = None) ->
     size = len(rows)
     rows = padded(rows, -size % _block(size))
     if stored is None:
-        stored = size <= MOST_STORED
+        stored = keeps(size)
         _announce(size, rows.shape[1], stored)
     own_base = _own_base(kernel.name, _dtype(size), rows) if stored else None
     return Gram(rows, own_base, kernel, size)
@@ -309,7 +311,7 @@ def _announce(size: int, width: int, stored: bool) -> None:
         logging.getLogger(__name__).info(
             "the kernel matrix of %d examples takes %.1f GB", size, gigabytes
         )
-    elif not stored and size > MOST_STORED:
+    elif not stored:
         warnings.warn(
             f"the kernel matrix of {size} examples takes {gigabytes:.0f} GB and is not "
             f"kept: each pass over it costs {2 * size**2 * width:.1e} operations, and "
@@ -317,6 +319,28 @@ def _announce(size: int, width: int, stored: bool) -> None:
             f"{6 * size * width:.1e}; fewer examples are faster",
             RuntimeWarning,
             stacklevel=4,
+        )
+
+
+def keeps(size: int) -> bool:
+    """Whether the kernel matrix of so many examples is kept: it must be of a size that
+    the free memory takes, and at most that of `MOST_STORED`."""
+    return size <= MOST_STORED and 1.25 * matrix_size(size) < memory.available()
+
+
+def check_memory(size: int, width: int) -> None:
+    """Raises ValueError if so many rows do not fit into the memory, without a matrix.
+
+    Args:
+        size, width: of the rows.
+    """
+    # The rows in float64, twice, and blocks of kernel values.
+    needed, free = 8 * size * (2 * width + 3 * _block(size)), memory.available()
+    if needed > free:
+        raise ValueError(
+            f"{size} rows of {width} numbers need {needed / 1e9:.3g} GB of memory, of "
+            f"which {free / 1e9:.3g} GB are free; give fewer rows, or let some hundred "
+            "components stand for them, where a method has that option"
         )
 
 
@@ -362,4 +386,4 @@ def _dtype(size: int) -> jnp.dtype:
 
 def _block(size: int) -> int:
     """Rows of a block; a multiple of 64, which `dual` counts on."""
-    return _BLOCK if size > _BLOCK else 64
+    return _BLOCK if _BLOCK < size <= _MANY else 64

@@ -1,5 +1,6 @@
 """Whether rows look scaled in another way than those of the training."""
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -10,7 +11,8 @@ _ROWS, _VALUES = 4096, 2**20  # so many say how a column is distributed
 
 def sample(x: np.ndarray) -> np.ndarray:
     """Some of the rows, which say how the columns are distributed."""
-    return x[:: max(1, min(len(x) // FEWEST, max(len(x) // _ROWS, x.size // _VALUES)))]
+    size = math.prod(x.shape)
+    return x[:: max(1, min(len(x) // FEWEST, max(len(x) // _ROWS, size // _VALUES)))]
 
 
 def unlike(

@@ -105,6 +105,29 @@ class Plan:
         """Number of devices that share each batch."""
         return 1 if self.many else self.devices
 
+    @property
+    def processes(self) -> int:
+        """Number of processes that train one run."""
+        return 1 if self.many else jax.process_count()
+
+    def by_device(self, rows: np.ndarray, axis: int = 0) -> np.ndarray:
+        """The rows of whole batches, split over the devices that share them.
+
+        Args:
+            rows: `[..., batch, ...]`.
+            axis: that of the batch.
+
+        Returns:
+            Those of the devices of this process, `[devices, ..., share, ...]`; where
+            one device has whole batches, the rows as they are.
+        """
+        if self.share == 1:
+            return rows
+        shape = (*rows.shape[:axis], self.share, -1, *rows.shape[axis + 1 :])
+        rows = np.moveaxis(np.reshape(rows, shape), axis, 0)
+        first, local = _own_devices(self.share)
+        return rows[first : first + local]
+
     def compile(
         self,
         function: Callable,
@@ -122,9 +145,8 @@ class Plan:
             in_axes: as for `jax.vmap`: 0 for what each run has of its own, None for
                 what all runs share. It matters to many runs alone.
             donate: arguments whose memory may be reused for the result.
-            split: the argument that holds the rows of a batch, which are then split
-                over the devices that share it; None where the function takes its
-                `own_share` by itself.
+            split: the argument that holds the rows of a batch, as `by_device` makes
+                them; None where the function takes its `own_share` by itself.
             options: XLA's, where devices do not share a batch.
         """
         if next(_made) % _TURN == 0:
@@ -158,10 +180,17 @@ def compiled(function: Callable, static: tuple[int, ...] = (), most: int = 16):
     return call
 
 
+def _own_devices(count: int) -> tuple[int, int]:
+    """The first of this process's devices among all that share a batch, and how many
+    they are."""
+    if jax.process_count() == 1:
+        return 0, count
+    local = jax.local_device_count()
+    return jax.process_index() * local, local
+
+
 def _data_parallel(function, count, split):
-    several = jax.process_count() > 1
-    local = jax.local_device_count() if several else count
-    first = jax.process_index() * local if several else 0
+    _, local = _own_devices(count)
 
     # pmap wants one argument with a mapped axis; others are the same everywhere.
     def on_device(mapped, arguments):
@@ -176,22 +205,34 @@ def _data_parallel(function, count, split):
         # Flat axes would be taken for those of leaves, if these are as many (jax 0.10).
         in_axes=((0, 0), None),
         out_axes=None,
-        devices=None if several else jax.local_devices()[:local],
+        devices=None if jax.process_count() > 1 else jax.local_devices()[:local],
     )
     ranks = np.arange(local)
-
-    def by_device(rows):
-        rows = rows.reshape(count, -1, *rows.shape[1:])
-        return rows[first : first + local]
 
     def call(*arguments):
         rows = None
         if split is not None:
-            rows = jax.tree.map(by_device, arguments[split])
+            rows = arguments[split]
             arguments = arguments[:split] + arguments[split + 1 :]
         return compiled((ranks, rows), arguments)
 
     return call
+
+
+def is_first() -> bool:
+    """Whether this is the first of the processes that train together, or the only."""
+    return jax.process_index() == 0
+
+
+def from_first(content: bytes) -> bytes:
+    """What the first of several processes has, in each of them; all must call it."""
+    from jax.experimental import multihost_utils
+
+    size = multihost_utils.broadcast_one_to_all(np.int32(len(content)))
+    rows = np.zeros(int(size), np.uint8)
+    if is_first():
+        rows[:] = np.frombuffer(content, np.uint8)
+    return np.asarray(multihost_utils.broadcast_one_to_all(rows)).tobytes()
 
 
 def one() -> Plan:

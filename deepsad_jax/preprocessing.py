@@ -253,10 +253,12 @@ class MinMax(Preprocessing):
             fitted = cls(tuple(low.tolist()), tuple(high.tolist()))
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from error
-        lower, upper = np.quantile(
-            fitted(likeness.sample(flat)), (0.05, 0.95), axis=0
-        ).tolist()
-        return dataclasses.replace(fitted, lower=tuple(lower), upper=tuple(upper))
+        return fitted.with_usual(likeness.sample(flat))
+
+    def with_usual(self, few: np.ndarray) -> "MinMax":
+        """The same with `lower` and `upper` as of a few training rows, flat."""
+        ends = np.quantile(self(few), (0.05, 0.95), axis=0).tolist()
+        return dataclasses.replace(self, lower=tuple(ends[0]), upper=tuple(ends[1]))
 
     @functools.cached_property
     def _span(self) -> np.ndarray:

@@ -42,6 +42,7 @@ class Shallow(methods.Method):
         selections: ways to choose it.
         preferred: the way where `selection` is "".
         candidates: values to choose from.
+        advice: for those who have many rows.
         selection: the way that is asked for.
     """
 
@@ -49,6 +50,7 @@ class Shallow(methods.Method):
     selections: ClassVar[tuple[str, ...]] = ("none",)
     preferred: ClassVar[str] = "none"
     candidates: ClassVar[np.ndarray] = np.array([])
+    advice: ClassVar[str] = "fewer rows are faster"
     selection: str
 
     def check_options(self, semi_targets: np.ndarray) -> None:
@@ -194,7 +196,7 @@ class Shallow(methods.Method):
         by = self.chosen_by(semi_targets)
         _check_selection_set(self.selection, selection_set)
         tell = _Teller(observe)
-        if len(x) > kernels.MOST_STORED:
+        if not kernels.keeps(len(x)):
             self._announce(x, semi_targets, seed, by)
         found = {"by": by, "parameter": self.parameter}
         fitted, best, criterion, last = None, -np.inf, None, 1.0
@@ -235,7 +237,7 @@ class Shallow(methods.Method):
         warnings.warn(
             f"{self.method} compares each of {len(x)} rows with all others, which "
             f"will take {takes}: their kernel matrix of {gigabytes:.3g} GB is not "
-            "kept but computed whenever it is needed; fewer rows are faster",
+            f"kept but computed whenever it is needed; {self.advice}",
             RuntimeWarning,
             stacklevel=3,
         )

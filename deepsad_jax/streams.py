@@ -1,4 +1,6 @@
-"""Batches from any iterable, for data that do not fit in memory or come from elsewhere.
+"""Batches from files or any iterable, for data that do not fit in memory.
+
+    data = OnDisk("x.npy", "semi_targets.npy")
 
     class Batches:                      # one pass is one epoch
         def __iter__(self):
@@ -10,30 +12,96 @@ data before training. What can be passed through only once is refused beforehand
 is needed twice.
 """
 
+import functools
+import inspect
 import itertools
+import math
+import os
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
-from deepsad_jax import checks, labels, preprocessing
+from deepsad_jax import checks, labels, likeness, parallel, preprocessing, stored
 from deepsad_jax.data import frames
+from deepsad_jax.training import Batch
+
+# Bytes of prepared rows that go to the device at once, at most, of which twice as many
+# are in memory; and least pieces of an epoch, so that reading and computing overlap.
+_PIECE, _PIECES = 8 * 2**20, 8
+
+
+class OnDisk:
+    """Examples in files, which are read batch by batch.
+
+    The order of an epoch is that of `training.training_set` of the same rows and key,
+    and so is the model, up to the order of sums. Batches are full: the rows of an epoch
+    that fill none, fewer than one batch, sit out that epoch, others in each. Of several
+    processes each reads its own part of each batch, so that all make as many steps.
+
+    As an iterable it has blocks `(x, semi_targets)` in the order of the files.
+
+    Args:
+        x: path of a `.npy` file of raw examples, `[n, ...]` of rank 2 to 5; or an
+            array, such as one of `np.load(path, mmap_mode="r")`.
+        semi_targets: likewise, +1 known normal, 0 unlabeled, -1 known anomaly, `[n]`,
+            of which a byte is kept in memory for each row; all unlabeled by default.
+
+    Attributes:
+        x: the array, or a `stored.Array`.
+        semi_targets: `[n]` int8.
+        size: n.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if something is not as said.
+    """
+
+    def __init__(self, x: Any, semi_targets: Any = None):
+        self.x = x = _opened("x", x)
+        is_real = x.dtype.kind in "iuf" or jnp.issubdtype(x.dtype, jnp.floating)
+        if not (2 <= x.ndim <= 5 and is_real) or 0 in x.shape:
+            raise ValueError(
+                f"x has shape {tuple(x.shape)} and dtype {x.dtype}; it must hold real "
+                "numbers, be of rank 2 to 5, such as [n, columns] or [n, height, "
+                "width, channels], and not be empty"
+            )
+        self.size = len(x)
+        if semi_targets is None:
+            semi_targets = np.zeros(self.size, np.int8)
+        semi_targets = _opened("semi_targets", semi_targets)[:]
+        checked = labels.check_semi_targets("semi_targets", semi_targets, self.size)
+        self.semi_targets = checked.astype(np.int8)
+
+    def __iter__(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        for rows in stored.blocks(self.x):
+            yield np.asarray(self.x[rows]), self.semi_targets[rows]
+
+
+def _opened(name, x) -> Any:
+    if isinstance(x, (str, os.PathLike)):
+        return stored.Array(x)
+    return x if isinstance(x, (stored.Array, np.memmap)) else checks.unmasked(name, x)
 
 
 class Stream:
     """A checked view of an iterable of batches `(x, semi_targets)`.
 
     Args:
-        source: the iterable, or a function without arguments that returns a new
-            iterator at each call.
+        source: the iterable, whose batches may also be mappings of these names; or a
+            function that returns a new iterator at each call. If it has an argument
+            `epoch`, that is the number of the epoch, from 0 in each stage: what depends
+            on nothing else goes on exactly after an interruption.
         passes: how often the training itself will pass through it.
         needs_steps: whether the number of batches in a pass must be known.
         scaling: applied to `x`; None to find it in a survey.
 
     Attributes:
         example: the first rows, as they come; encoded, if they are a table.
-        steps: number of batches in a pass, 0 if it was not needed.
         preprocessing: what is applied to `x`.
         has_anomalies: whether there are known anomalies, as far as it is known.
 
@@ -44,7 +112,7 @@ class Stream:
 
     def __init__(
         self,
-        source: Iterable | Callable[[], Iterator],
+        source: Iterable | Callable[..., Iterator],
         *,
         passes: int,
         needs_steps: bool,
@@ -53,9 +121,11 @@ class Stream:
         if not callable(source) and not hasattr(source, "__iter__"):
             raise ValueError(
                 f"data is a {type(source).__name__}; it must be a training set from "
-                "training.training_set, or an iterable of batches (x, semi_targets)"
+                "training.training_set, streams.OnDisk, or an iterable of batches (x, "
+                "semi_targets)"
             )
         self._source, self._begun = source, None
+        self._takes_epoch = _takes_epoch(source)
         has_length = hasattr(source, "__len__")
         surveys = scaling is None or (needs_steps and not has_length)
         if passes + surveys > 1 and isinstance(source, Iterator):
@@ -65,7 +135,7 @@ class Stream:
                 "iterable that starts anew, such as a class with __iter__, or a "
                 "function that returns an iterator"
             )
-        self.preprocessing, self.steps = scaling, len(source) if has_length else 0
+        self.preprocessing, self._steps = scaling, len(source) if has_length else 0
         self.example: Any = None
         self.has_anomalies = True
         if surveys:
@@ -77,10 +147,17 @@ class Stream:
     @property
     def shape(self) -> tuple[int, ...]:
         """Of a prepared example."""
-        return self.preprocessing.features(self.example.shape[1:])
+        return self.preprocessing.features(tuple(self.example.shape[1:]))
 
-    def _pass(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        source = self._source() if callable(self._source) else self._source
+    def steps(self, batch_size: int) -> int:
+        """Number of batches in a pass, 0 if it was not needed."""
+        del batch_size
+        return self._steps
+
+    def _pass(self, epoch: int = 0) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        source = self._source
+        if callable(source):
+            source = source(epoch=epoch) if self._takes_epoch else source()
         if not hasattr(source, "__iter__"):
             raise ValueError(
                 f"data returns a {type(source).__name__}; it must return an iterator "
@@ -88,6 +165,8 @@ class Stream:
             )
         number = -1
         for number, batch in enumerate(source):
+            if isinstance(batch, Mapping) and {*batch} == {"x", "semi_targets"}:
+                batch = batch["x"], batch["semi_targets"]
             if not isinstance(batch, (tuple, list)) or len(batch) != 2:
                 raise ValueError(
                     f"batch {number} of data is a {type(batch).__name__}; it must be "
@@ -112,32 +191,29 @@ class Stream:
             raise ValueError("data has no batch; it must have at least one")
 
     def _survey(self, scaling):
-        low = high = None
-        steps, seen = 0, set()
+        ranges, steps, seen = Ranges(), 0, set()
         for x, targets in self._pass():
             steps += 1
             seen |= set(np.unique(targets).tolist())
-            if scaling is None and not _is_bytes(x):
-                checks.check_finite(x, f"x of batch {steps - 1}")
-                flat = x.reshape(-1, x.shape[-1])
-                least, most = flat.min(axis=0), flat.max(axis=0)
-                low = least if low is None else np.minimum(low, least)
-                high = most if high is None else np.maximum(high, most)
+            if scaling is None:
+                ranges.add(x, f"x of batch {steps - 1}")
         labels.warn_of_ones("semi_targets", 1 in seen, -1 in seen)
-        self.steps, self.has_anomalies = steps, -1 in seen
-        if scaling is None and low is None:
-            self.preprocessing = preprocessing.Bytes()
-        elif scaling is None:
-            self.preprocessing = preprocessing.of_range(self.example.ndim, low, high)
+        self._steps, self.has_anomalies = steps, -1 in seen
+        if scaling is None:
+            self.preprocessing = ranges.auto()
 
-    def batches(self, devices: int = 1) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    def batches(
+        self, devices: int = 1, epoch: int = 0
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """One pass: checked batches, `x` prepared and `semi_targets` float32.
 
         Where devices share the batches, the rows beyond a multiple of their number are
         left out, with a warning at the first time; batches of one row always are.
         """
         begun, self._begun = self._begun, None
-        for number, (x, targets) in enumerate(begun or self._pass()):
+        if epoch and self._takes_epoch:
+            begun = None  # which is of another epoch
+        for number, (x, targets) in enumerate(begun or self._pass(epoch)):
             self.preprocessing.check(x, f"x of batch {number}")
             whole = len(x) // devices * devices
             if whole < len(x) or whole < 2 * devices:
@@ -150,13 +226,187 @@ class Stream:
                 prepared = preprocessing.prepared(self.preprocessing, x[:whole])
                 yield prepared, targets[:whole].astype(np.float32)
 
+    def pieces(
+        self, plan: parallel.Plan, batch_size: int, epoch: int, key: jax.Array
+    ) -> Iterator[tuple[Batch, int]]:
+        """One pass for training.
 
-def _is_bytes(x: np.ndarray) -> bool:
-    return x.ndim > 2 and x.dtype == np.uint8
+        Args:
+            plan: devices that share each batch.
+            batch_size: where the data have no batches of their own.
+            epoch: its number.
+            key: random key of its order, where the data have none.
+
+        Yields:
+            Some batches, `[most, share, ...]`, with the axis of `plan.by_device`, and
+            how many of them count.
+        """
+        del batch_size, key
+        for batch in self.batches(plan.share, epoch):
+            yield Batch(*(plan.by_device(part[None], 1) for part in batch)), 1
+
+
+class Stored(Stream):
+    """A checked view of `OnDisk`; one pass surveys it.
+
+    Args:
+        data: the examples.
+        scaling: applied to them; None for what `preprocessing.auto` finds.
+    """
+
+    def __init__(
+        self, data: OnDisk, scaling: preprocessing.Preprocessing | None = None
+    ):
+        self._data, self.example = data, np.asarray(data.x[:1])
+        self.has_anomalies = bool((data.semi_targets == -1).any())
+        if scaling is None:
+            scaling = scaling_of(data.x)
+        else:
+            for rows in stored.blocks(data.x):
+                scaling.check(np.asarray(data.x[rows]), f"x from row {rows.start} on")
+        self.preprocessing = scaling
+
+    def steps(self, batch_size: int) -> int:
+        """Number of full batches."""
+        return self._data.size // batch_size
+
+    def batches(
+        self, devices: int = 1, epoch: int = 0
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """All rows in the order of the files, in blocks: as of `Stream`."""
+        for x, targets in self._data:
+            prepared = preprocessing.prepared(self.preprocessing, x)
+            yield prepared, targets.astype(np.float32)
+
+    def pieces(
+        self, plan: parallel.Plan, batch_size: int, epoch: int, key: jax.Array
+    ) -> Iterator[tuple[Batch, int]]:
+        """One pass in the order of the key; of a process, its part of each batch."""
+        data, steps = self._data, self.steps(batch_size)
+        order = np.asarray(_shuffled(key, data.size, data.size))
+        item = 1 if data.x.dtype == np.uint8 and data.x.ndim > 2 else 4
+        row = item * math.prod(self.shape)
+        most = max(1, min(-(-steps // _PIECES), _PIECE // (batch_size * row)))
+        most = -(-steps // -(-steps // most))  # pieces of about one size
+        for first in range(0, steps, most):
+            count = min(most, steps - first)
+            places = order[first * batch_size : (first + count) * batch_size]
+            # Those beyond the last batch are read, and do not count.
+            places = np.pad(places, (0, (most - count) * batch_size), "edge")
+            places = plan.by_device(places.reshape(most, batch_size), 1)
+            x = stored.take(data.x, places.ravel())
+            x = preprocessing.prepared(self.preprocessing, x)
+            targets = data.semi_targets[places].astype(np.float32)
+            yield Batch(x.reshape(*places.shape, *x.shape[1:]), targets), count
+
+
+class Ranges:
+    """Minima and maxima of columns, block by block.
+
+    Args:
+        moments: whether to find the means and deviations of tables, too.
+    """
+
+    def __init__(self, moments: bool = False):
+        self._low = self._high = None
+        self._moments, self._rank = moments, 0
+        self._count, self._mean, self._squares = 0, 0.0, 0.0
+
+    def add(self, x: np.ndarray, name: str) -> None:
+        """Takes rows into account.
+
+        Raises:
+            ValueError: if some are not finite.
+        """
+        if x.ndim > 2 and x.dtype == np.uint8:
+            return
+        checks.check_finite(x, name)
+        self._rank, flat = x.ndim, x.reshape(-1, x.shape[-1])
+        low, high = flat.min(axis=0), flat.max(axis=0)
+        self._low = low if self._low is None else np.minimum(self._low, low)
+        self._high = high if self._high is None else np.maximum(self._high, high)
+        if not self._moments or x.ndim > 2:
+            return
+        flat = flat.astype(np.float64)
+        # Chan, Golub and LeVeque, "Updating formulae", 1979.
+        mean, count = flat.mean(axis=0), self._count + len(flat)
+        away = mean - self._mean
+        self._squares += np.square(flat - mean).sum(axis=0)
+        self._squares += np.square(away) * self._count * len(flat) / count
+        self._mean, self._count = self._mean + away * len(flat) / count, count
+
+    def auto(self) -> preprocessing.Preprocessing:
+        """As `preprocessing.auto` of all rows."""
+        if self._low is None:
+            return preprocessing.Bytes()
+        return preprocessing.of_range(self._rank, self._low, self._high)
+
+    def standard(self) -> preprocessing.Preprocessing:
+        """As `preprocessing.standard` of all rows, whose moments were asked for."""
+        found = self.auto()
+        if self._rank != 2:
+            return found
+        deviation = np.sqrt(self._squares / self._count)
+        ends = (self._mean, self._mean + deviation)
+        return preprocessing.MinMax(*(tuple(end.tolist()) for end in ends))
+
+
+def scaling_of(x: Any, *, standard: bool = False) -> preprocessing.Preprocessing:
+    """As `preprocessing.auto`, or `standard`, of an array on disk, in one pass.
+
+    Raises:
+        ValueError: if it holds what is not finite, or too far apart for float64.
+    """
+    ranges = Ranges(moments=standard)
+    if x.ndim > 2 and x.dtype == np.uint8:
+        return ranges.auto()
+    for rows in stored.blocks(x):
+        ranges.add(np.asarray(x[rows]), f"x from row {rows.start} on")
+    if standard:
+        return ranges.standard()
+    found = ranges.auto()
+    if x.ndim == 2:
+        found = found.with_usual(likeness.sample(x))
+    return found
+
+
+@functools.partial(parallel.compiled, static=(1,))
+def _shuffled(key, entries, size):
+    return shuffled(key, entries, size)
+
+
+def shuffled(key: jax.Array, entries: int, size: jax.typing.ArrayLike) -> jax.Array:
+    """A random order of the entries that count, followed by the padding.
+
+    Args:
+        key: random key.
+        entries: how many there are.
+        size: how many of them count.
+
+    Returns:
+        `[entries]` int32.
+    """
+    positions = jnp.arange(entries, dtype=jnp.int32)
+    bits = jax.random.bits(key, positions.shape)
+    bits = jnp.where(positions < size, bits, np.uint32(0xFFFFFFFF))
+    # Random bits depend on their position alone and the sort is stable, so padding
+    # changes neither the order nor, thereby, the run.
+    return lax.sort_key_val(bits, positions, is_stable=True)[1]
+
+
+def _takes_epoch(source: Any) -> bool:
+    if not callable(source):
+        return False
+    try:
+        return "epoch" in inspect.signature(source).parameters
+    except (TypeError, ValueError):  # of some built-in functions
+        return False
 
 
 def chunks(source: Any) -> Iterator[np.ndarray]:
-    """The inputs of an iterable of batches, `x` or `(x, semi_targets)`."""
+    """The inputs of an iterable of batches: `x`, `(x, semi_targets)` or a mapping."""
     for batch in source() if callable(source) else source:
+        if isinstance(batch, Mapping) and {*batch} == {"x", "semi_targets"}:
+            batch = batch["x"], batch["semi_targets"]
         x = batch[0] if isinstance(batch, (tuple, list)) else batch
         yield x if frames.is_table(x) else np.asarray(x)

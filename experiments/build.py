@@ -30,7 +30,7 @@ from deepsad_jax import (
 )
 from deepsad_jax.data import adbench, protocol, sources
 from deepsad_jax.detectors import hybrid
-from experiments import named
+from experiments import named, streaming
 
 ConfigDict = ml_collections.ConfigDict
 SHALLOW = ("ssad", "ocsvm", "kde", "isoforest")
@@ -44,7 +44,7 @@ _PLACES = {
     **{name: f"ssad.{name}" for name in ("kappa", "C_unlabeled", "C_normal")},
     "C_anomaly": "ssad.C_anomaly",
     "kernel": "kernel.name",
-    **{name: f"kernel.{name}" for name in ("gamma", "coef0", "degree")},
+    **{n: f"kernel.{n}" for n in ("gamma", "coef0", "degree", "components")},
     "bandwidth": "kde.bandwidth",
     **{name: f"isoforest.{name}" for name in ("n_trees", "n_samples")},
 }
@@ -74,12 +74,7 @@ class Experiment(NamedTuple):
     def run(self) -> methods.Run:
         """What the method is fitted to."""
         config, problem, few = self.config, self.problem, None
-        data = training.TrainingSet(
-            problem.x_train,
-            problem.indices.astype(np.int32),
-            problem.semi_targets.astype(np.float32),
-            np.int32(len(problem.indices)),
-        )
+        data = streaming.training_data(problem)
         if config.selection == "test_auc":
             rows = selection.selection_rows(problem.labels_test, config.seed)
             few = problem.x_test[rows], problem.labels_test[rows]
@@ -98,7 +93,9 @@ def experiment(config: ConfigDict) -> Experiment:
     with _named(config):
         source = _source(*_stamped(config))
     drawn, evaluates = protocol_of(config), _evaluates(config)
-    if evaluates:
+    if config.data.stream:
+        problem = streaming.problem(source, config.data.scaling, evaluates)
+    elif evaluates:
         problem = protocol.whole(source, drawn)
     else:
         problem = _problem(config, source, drawn)
@@ -164,25 +161,28 @@ def data_digest(config: ConfigDict) -> str:
 def _digest(*stamped) -> str:
     found = hashlib.sha256()
     for part in _source(*stamped):
-        if isinstance(part, np.ndarray):
-            found.update(f"{part.dtype}{part.shape}".encode())
-            found.update(np.ascontiguousarray(part).view(np.uint8).data)
-        else:
-            found.update(repr(part).encode())
+        streaming.update(found, part)
     return found.hexdigest()
 
 
-def _stamped(config: ConfigDict) -> tuple[str, str, str, tuple]:
-    """Name, folder and label of the data, and when their files were changed."""
+def _stamped(config: ConfigDict) -> tuple[str, str, str, bool, tuple]:
+    """Name, folder and label of the data, whether they are streamed, and when their
+    files were changed."""
     name, folder = config.data.name, config.data.dir
     paths = [name, *(os.path.join(folder, name + end) for end in sources.SUFFIXES)]
+    if sources.is_folder(name):
+        paths += sorted(pathlib.Path(name).glob("*.npy"))
     stamps = [(s.st_mtime_ns, s.st_size) for p in paths if (s := _stat(p))]
-    return name, folder, config.data.label, tuple(stamps)
+    return name, folder, config.data.label, config.data.stream, tuple(stamps)
 
 
 @functools.lru_cache(maxsize=2)
-def _source(name: str, folder: str, label: str, stamps: tuple) -> sources.Source:
+def _source(
+    name: str, folder: str, label: str, stream: bool, stamps: tuple
+) -> sources.Source:
     del stamps  # a file that has changed is another one
+    if stream:
+        return sources.on_disk(name)
     return sources.load(name, folder or None, label=label)
 
 
@@ -392,6 +392,7 @@ def check(config: ConfigDict) -> None:
                 f"config.data.{name} is {config.data[name]!r}; it must be "
                 f"{' or '.join(allowed)}"
             )
+    streaming.check(config, SHALLOW)
     protocol_of(config)
     with _named(config):
         for stage in ("pretrain", "train"):

@@ -301,14 +301,13 @@ def _run_together(jobs, target, bars, weights, draw, bases) -> None:
             return
         for i, (job, each) in enumerate(zip(jobs, made, strict=True)):
             each = _with_base(each, bases)
-            keeper = keepers[i] if keepers else None
+            keeper = keepers[i]
             bars.starts(1, each.options.stages(), weights(job))
             (one,) = each.options.fit_many(
                 [runs[i]], plan=each.plan, observe=bars, keeper=keeper
             )
             report.finish(job.folder, each, one, draw=draw)
-            if keeper is not None:
-                keeper.discard()
+            keeper.discard()
 
 
 def _with_base(made: build.Experiment, bases: dict[str, Job]) -> build.Experiment:

@@ -38,7 +38,7 @@ def of_run(problem: Any, found: Any) -> dict[str, Any]:
     trained = found.history.get("train", {})
     if len(trained.get("distance_unlabelled", ())):
         drawn["groups"] = _groups(trained)
-    x_test = problem.x_test[tested]
+    x_test = problem.x_test if tested.all() else problem.x_test[tested]
     if x_test.ndim == 4 and x_test.shape[-1] in (1, 3):
         drawn["samples"] = _samples(x_test, labels, scores)
     for drawing in drawn.values():

@@ -21,7 +21,7 @@ from deepsad_jax import (
 )
 from deepsad_jax.detectors import hybrid
 from deepsad_jax.report import cautions, examples, folders
-from experiments import build, pictures, session, workdir
+from experiments import build, pictures, session, streaming, workdir
 from experiments import figures as plots
 
 # References that the terminal tells of.
@@ -68,18 +68,19 @@ def outcome(
             network is untrained, and columns that drift.
     """
     plan = made.plan
-    x, labels = made.problem.x_test, made.problem.labels_test
+    labels = made.problem.labels_test
+    x = streaming.rows_of(made.problem.x_test)
     scores = model.score(fitted, x, plan=plan)
     bases = _bases(made, fitted)
     if doubt and (untrained := _untrained(made)) is not None:
         bases["untrained"] = untrained
     references = {name: model.score(b, x, plan=plan) for name, b in bases.items()}
-    tested = np.ones(len(x), bool)
+    tested = np.ones(len(labels), bool)
     config = made.config
     if config.selection == "test_auc" and not config.selection_in_test:
         tested[selection.selection_rows(labels, config.seed)] = False
     figures = _figures(made, record, scores, references, tested)
-    if doubt and x.ndim == 2:
+    if doubt and made.problem.x_test.ndim == 2:
         figures["drift"] = _drift(made.problem)
     return Outcome(fitted, scores, references, record.history, tested, figures)
 
@@ -102,7 +103,8 @@ def _untrained(made) -> model.Model | None:
         for field in dataclasses.fields(options)
         if isinstance(stage := getattr(options, field.name), training.Stage)
     }
-    if not stages or made.config.load_model or made.config.hybrid:
+    other = made.config.load_model or made.config.hybrid or made.config.data.stream
+    if not stages or other:
         return None
     if hasattr(options, "companions"):  # companions are no networks
         stages |= {"members": 1, "companions": ()}
@@ -112,8 +114,9 @@ def _untrained(made) -> model.Model | None:
 
 def _drift(problem) -> list[tuple[str, float]]:
     """Columns in which normal test rows are not like the training rows."""
-    train = problem.x_train[problem.indices][problem.semi_targets >= 0]
-    found = cautions.drift(train, problem.x_test[problem.labels_test == 0])
+    train = cautions.few(problem.indices[problem.semi_targets >= 0])
+    test = cautions.few(np.flatnonzero(problem.labels_test == 0))
+    found = cautions.drift(problem.x_train[train], problem.x_test[test])
     return [(examples.column_name(i), distance) for i, distance in found]
 
 

@@ -31,7 +31,7 @@ def run(
 ) -> dict:
     """Runs the experiment that a config describes and writes it to a folder.
 
-    Of several processes, only the first writes; those do not save checkpoints.
+    Of several processes, only the first writes, and the folder is its own.
 
     Args:
         config: the experiment.
@@ -43,12 +43,13 @@ def run(
     """
     import jax
 
+    from deepsad_jax import checkpoints
     from experiments import build, report
 
     made = build.experiment(config)
     fit = functools.partial(made.options.fit_many, [made.run], plan=made.plan)
     if jax.process_index() > 0:
-        (fitted,) = fit()
+        (fitted,) = fit(keeper=checkpoints.Shared(None))
         return report.outcome(made, *fitted).figures
     session.warm_imports()
     hybrid = "-hybrid" if config.hybrid else ""
@@ -60,7 +61,7 @@ def run(
             contextlib.closing(bars),
             session.keepers([config], [target], target) as keepers,
         ):
-            (fitted,) = fit(observe=bars, keeper=keepers[0] if keepers else None)
+            (fitted,) = fit(observe=bars, keeper=keepers[0])
         found = report.outcome(made, *fitted)
         report.write(target, made, found)
     print(report.summary(found.figures, target))

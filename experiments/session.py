@@ -50,7 +50,8 @@ RESUME = flags.DEFINE_enum(
 COORDINATOR = flags.DEFINE_string(
     "coordinator",
     "",
-    "Address HOST:PORT of the first of several processes that share each batch.",
+    "Address HOST:PORT of the first of several processes that share each batch; auto "
+    "where Slurm, Open MPI or Kubernetes says it.",
 )
 PROCESSES = flags.DEFINE_integer(
     "processes",
@@ -127,11 +128,11 @@ def _parse(argv: list[str], grid: bool) -> ml_collections.ConfigDict:
     if grid and PROCESSES.value > 1 and not WORKDIR.value:
         raise ValueError("--processes needs --workdir, the folder that they share")
     if (address or (PROCESSES.value > 1 and not grid)) and not re.fullmatch(
-        r".+:\d+", address
+        r".+:\d+|auto", address
     ):
         raise ValueError(
             f"--coordinator is {address!r}; several processes need the address "
-            "HOST:PORT of the first"
+            "HOST:PORT of the first, or auto"
         )
     return config
 
@@ -164,15 +165,25 @@ def _join() -> None:
         stopping.tame_aborts()
     # Its notice of a preemption would take SIGTERM from us.
     jax.config.update("jax_enable_preemption_service", False)
-    waits = f"waiting at {COORDINATOR.value} for the other processes"
+    is_told = COORDINATOR.value != "auto"
+    where = f"at {COORDINATOR.value} " if is_told else ""
+    waits = f"waiting {where}for the other processes"
     timer = threading.Timer(5.0, console.say, [waits])
     timer.daemon = True
     timer.start()
-    jax.distributed.initialize(
-        *(COORDINATOR.value, PROCESSES.value, PROCESS.value),
-        heartbeat_timeout_seconds=_SILENCE,
-    )
-    timer.cancel()
+    told = (COORDINATOR.value, PROCESSES.value, PROCESS.value) if is_told else ()
+    try:
+        jax.distributed.initialize(*told, heartbeat_timeout_seconds=_SILENCE)
+    except ValueError as error:
+        if is_told:
+            raise
+        raise ValueError(
+            "--coordinator is auto, but no scheduler that JAX knows tells of other "
+            "processes; give the address HOST:PORT of the first, with --processes and "
+            "--process"
+        ) from error
+    finally:
+        timer.cancel()
 
 
 def _is_large(config: ml_collections.ConfigDict, cores: int) -> bool:
@@ -218,10 +229,10 @@ def keepers(
     configs: Sequence[ml_collections.ConfigDict],
     folders: Sequence[pathlib.Path],
     target: pathlib.Path,
-) -> Iterator[list[Any] | None]:
+) -> Iterator[list[Any]]:
     """The keepers of runs, as `config.checkpoint` says; signals have one save and stop.
 
-    None where several processes train together.
+    Of several processes that train together, the first has them.
 
     Args:
         configs: of the runs.
@@ -237,11 +248,6 @@ def keepers(
 
     from deepsad_jax import checkpoints, training
 
-    if jax.process_count() > 1:
-        if any((folder / "metrics.jsonl").exists() for folder in folders):
-            logging.warning("%s is trained from the first epoch on again", target)
-        yield None
-        return
     kept = [
         checkpoints.Keeper(folder / "checkpoints", **config.checkpoint)
         for config, folder in zip(configs, folders, strict=True)
@@ -251,7 +257,8 @@ def keepers(
         with contextlib.ExitStack() as stack:
             for keeper in kept:
                 stack.callback(keeper.close)
-            yield kept
+            several = jax.process_count() > 1
+            yield [*map(checkpoints.Shared, kept)] if several else kept
     except checkpoints.Interrupted as error:
         raise checkpoints.Interrupted(
             f"{error}; go on by the same command with --workdir={target}"

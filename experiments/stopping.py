@@ -10,8 +10,7 @@ from deepsad_jax import console
 from experiments import workdir
 
 ALONE = (
-    "several processes save no checkpoints: start all of them again, from the first "
-    "epoch on"
+    "start all of them again by the same commands, to go on from the last checkpoint"
 )
 
 

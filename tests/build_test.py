@@ -146,6 +146,7 @@ def test_every_option_of_a_method_follows_its_field():
             **{"ssad.kappa": 0.5, "ssad.C_unlabeled": 2.0, "ssad.C_normal": 3.0},
             **{"ssad.C_anomaly": 4.0, "kernel.name": "poly", "kernel.gamma": 0.3},
             **{"kernel.coef0": 0.5, "kernel.degree": 2, "selection": "none"},
+            "kernel.components": 30,
         },
         "ocsvm": {"ocsvm.nu": 0.2, "kernel.name": "linear", "selection": "none"},
         "kde": {"kde.kernel": "tophat", "kde.bandwidth": 0.3, "selection": "none"},

@@ -254,7 +254,7 @@ for shape in ((8, 8, 1), (9, 2)):
 
     for function in (statistics, gradient):
         results = [
-            plan.compile(function, split=1)(variables, x)
+            plan.compile(function, split=1)(variables, plan.by_device(x))
             for plan in (parallel.one(), parallel.split_batch(2))
         ]
         jax.tree.map(

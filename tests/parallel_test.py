@@ -89,7 +89,7 @@ def check_collectives():
     x = np.arange(8, dtype=np.float32)
     for plan in (parallel.one(), parallel.split_batch(4)):
         compiled = plan.compile(lambda x: function(x), split=0)
-        mean, totals, whole, same = jax.device_get(compiled(x))
+        mean, totals, whole, same = jax.device_get(compiled(plan.by_device(x)))
         np.testing.assert_allclose(mean, 3 * 3.5)
         np.testing.assert_allclose(totals, [28.0] * 3)
         np.testing.assert_allclose(whole[:, 0], x)

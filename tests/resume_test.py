@@ -497,6 +497,29 @@ def test_what_is_killed_at_any_moment_ends_the_same(program, tmp_path):
     assert sum(counts.values()) == kills
 
 
+def test_what_is_streamed_ends_the_same_when_it_is_killed_and_as_from_memory(tmp_path):
+    rng = np.random.default_rng(0)
+    x, truth = rng.random((400, 5), np.float32), np.arange(400) % 10 == 0
+    x[truth] += 0.5
+    arrays = {"x_train": x, "semi_targets": -1 * (np.arange(400) % 40 == 0)}
+    arrays |= {"x_test": x[:100], "y_test": truth[:100].astype(int)}
+    (tmp_path / "data").mkdir()
+    for name, array in arrays.items():
+        np.save(tmp_path / "data" / f"{name}.npy", array)
+    options = [TABLE, f"--config.data.name={tmp_path / 'data'}"]
+    options += ["--config.pretrain.epochs=4", "--config.train.epochs=4"]
+    streamed = [*options, "--config.data.stream=True"]
+    counts, _ = kill_harness.survive("run", 2, 3, tmp_path, streamed)
+    assert sum(counts.values()) == 2
+    done = command(*options, f"--workdir={tmp_path / 'memory'}")
+    assert done.returncode == 0, done.stderr
+    scores = []
+    for folder in ("undisturbed", "memory"):
+        with np.load(tmp_path / folder / "scores.npz") as content:
+            scores.append(content["score"])
+    np.testing.assert_allclose(*scores, rtol=1e-4)
+
+
 def test_the_harness_is_a_program():
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     done = subprocess.run(

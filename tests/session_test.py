@@ -359,15 +359,10 @@ def test_processes_end_with_each_other(number):
     assert errors.startswith("error: ") and errors.count("\n") == 1, errors
 
 
-def test_processes_together_have_no_keepers_and_say_when_they_begin_again(
-    tmp_path, monkeypatch, caplog
-):
-    monkeypatch.setattr(jax, "process_count", lambda: 2)
-    for text in ("", f"{tmp_path} is trained from the first epoch on again"):
-        with session.keepers([None], [tmp_path], tmp_path) as kept:
-            assert kept is None
-        assert text in caplog.text and bool(text) == bool(caplog.text)
-        (tmp_path / "metrics.jsonl").touch()
+def test_no_scheduler_is_said():
+    status, _, errors = answer(process(TOGETHER, "--coordinator=auto"))
+    assert status == 2 and errors.count("\n") == 1, errors
+    assert errors.startswith("error: --coordinator is auto, but no scheduler that JAX")
 
 
 # Checkpoints, JAX and bars.

@@ -10,6 +10,7 @@ import pytest
 import requests
 import scipy.io
 
+from deepsad_jax import stored
 from deepsad_jax.data import memory, sources
 
 ODDS_SHAPES = {  # rows, columns, outliers, as the ODDS library lists them
@@ -432,3 +433,55 @@ def test_series_are_told_from_grey_images_by_their_name(tmp_path):
     np.savez(path, series=x[0], y=y)
     with pytest.raises(ValueError, match="series have shape|y has 6 entries|must be"):
         sources.load(str(path))
+
+
+FOLDER = {
+    "x_train": np.random.default_rng(0).random((9, 3), np.float32),
+    "semi_targets": np.array([-1, 1, *[0] * 7]),
+    "x_test": np.random.default_rng(1).random((5, 3), np.float32),
+    "y_test": np.array([0, 1, 0, 0, 1]),
+}
+
+
+def save(folder, **changes):
+    folder.mkdir()
+    for name, array in (FOLDER | changes).items():
+        if array is not None:
+            np.save(folder / f"{name}.npy", array)
+    return folder
+
+
+def test_a_folder_of_arrays_is_read_or_stays_on_disk(tmp_path, monkeypatch):
+    folder = save(tmp_path / "folder")
+    read, kept = sources.load(str(folder)), sources.on_disk(folder)
+    for source in (read, kept):
+        assert source.labels is None
+        for name in ("x", "x_test", "semi_targets", "labels_test"):
+            key = {"x": "x_train", "labels_test": "y_test"}.get(name, name)
+            np.testing.assert_array_equal(getattr(source, name)[:], FOLDER[key])
+    assert isinstance(read.x, np.ndarray) and isinstance(kept.x, stored.Array)
+    monkeypatch.setattr(memory, "available", lambda: 100)
+    with pytest.raises(
+        ValueError, match="is too large .* read it batch by batch, by -"
+    ):
+        sources.load(str(folder))
+    sources.on_disk(folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"semi_targets": None}, "to be streamed it must also hold semi_targets"),
+        ({"x_test": np.zeros((5, 2))}, r"have shape \(3,\), but test examples \(2,\)"),
+        ({"x_train": np.zeros((9, 3, 3))}, "x_train has shape .* called series_train"),
+        ({"semi_targets": np.zeros(8)}, "semi_targets has 8 entries"),
+        ({"y_test": np.array([0, 2, 0, 1, 1])}, "y_test contains 2|y_test holds 2"),
+    ],
+)
+def test_folders_that_cannot_be_streamed(changes, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        sources.on_disk(save(tmp_path / "folder", **changes))
+    with pytest.raises(
+        ValueError, match="is no folder of .npy files, which can be str"
+    ):
+        sources.on_disk(tmp_path / "none")

@@ -182,7 +182,10 @@ BAD_BATCHES = {
     "other labels": (second(ROWS, 2 * LABELS), "semi_targets of batch 1 contains -?2"),
     "alone": (lambda: iter([X, X]), "batch 0 of data is a ndarray; it must be .x, sem"),
     "three": (lambda: iter([(X, TARGETS, 1)]), "batch 0 of data is a tuple; it must"),
-    "a mapping": (lambda: iter([{"x": X}]), "batch 0 of data is a dict; it must be"),
+    "half a mapping": (
+        lambda: iter([{"x": X}]),
+        "batch 0 of data is a dict; it must be",
+    ),
     "no batch": (lambda: iter(()), "data has no batch; it must have at least one"),
     "no iterator": (lambda: 3, "data returns a int; it must return an iterator of ba"),
     "whole arrays": ((X, TARGETS), "batch 0 of data is a ndarray; .*whole arrays go"),
@@ -297,6 +300,135 @@ def test_an_interrupted_stream_goes_on_where_it_stood(streamed, tmp_path):
     )
 
 
+def test_batches_may_be_mappings(streamed):
+    named = [{"x": x, "semi_targets": targets} for x, targets in Batches()]
+    model, _ = fit(named)
+    assert_equal(model, streamed)
+    np.testing.assert_array_equal(sad.score(model, iter(named)), sad.score(model, X))
+
+
+def test_a_function_of_the_epoch_is_told_it_and_goes_on_exactly(streamed, tmp_path):
+    told = []
+
+    def batches(epoch):
+        told.append(epoch)
+        order = np.random.default_rng(epoch).permutation(64)
+        return ((X[rows], TARGETS[rows]) for rows in order.reshape(4, 16))
+
+    scaling = {"preprocessing": streamed.preprocessing}
+    expected, _ = fit(batches, **scaling)
+    assert told == [0, 0, 1]  # the center's, and the epochs
+    keeper = checkpoints.Keeper(tmp_path, epochs=1, seconds=0)
+    with pytest.raises(checkpoints.Interrupted):
+        fit(batches, keeper=keeper, observe=lambda *_: keeper.stop(), **scaling)
+    keeper = checkpoints.Keeper(tmp_path, epochs=1, seconds=0)
+    assert_equal(fit(batches, keeper=keeper, **scaling)[0], expected)
+    keeper.close()
+
+
+# Examples on disk.
+
+
+@pytest.fixture
+def files(tmp_path):
+    def save(x=X, targets=TARGETS):
+        paths = tmp_path / "x.npy", tmp_path / "semi_targets.npy"
+        for path, array in zip(paths, (x, targets), strict=True):
+            np.save(path, array)
+        return paths
+
+    return save
+
+
+@pytest.mark.parametrize("pieces", [1, 8])
+def test_files_give_the_model_of_the_same_rows_in_memory(files, pieces, monkeypatch):
+    monkeypatch.setattr(streams, "_PIECES", pieces)
+    stage = training.Stage(training.Adam(1e-2), epochs=2, batch_size=10)
+    options = {"encoder": None, "train": stage, "pretrain": stage}
+    expected, record = fit(training.training_set(X, TARGETS), **options)
+    mapped = tuple(np.load(path, mmap_mode="r") for path in files())
+    for data in (streams.OnDisk(*files()), streams.OnDisk(*mapped)):
+        model, found = fit(data, **options)
+        assert model.preprocessing == expected.preprocessing
+        for a, b in zip(jax.tree.leaves(model), jax.tree.leaves(expected), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)
+        for name, history in record.history.items():
+            loss = found.history[name]["loss"]
+            np.testing.assert_allclose(loss, history["loss"], rtol=1e-5)
+        np.testing.assert_allclose(sad.score(model, data), sad.score(model, X))
+
+
+def test_images_on_disk_stay_bytes(files):
+    images = RNG.integers(0, 256, (40, 8, 8, 1), dtype=np.uint8)
+    stage = training.Stage(ADAM, epochs=1, batch_size=16)
+    options = {"encoder": None, "train": stage}
+    targets = TARGETS[:40]
+    expected, _ = fit(training.training_set(images, targets), **options)
+    model, _ = fit(streams.OnDisk(*files(images, targets)), **options)
+    assert model.preprocessing == preprocessing.Bytes()
+    for a, b in zip(jax.tree.leaves(model), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_every_row_but_those_of_no_full_batch_is_in_an_epoch(files):
+    ids = np.arange(64, dtype=np.float32)[:, None].repeat(2, 1)
+    data = streams.OnDisk(*files(ids, (np.arange(64) % 3 - 1)))
+    seen = []
+    for epoch in range(2):
+        stream = streams.Stored(data, preprocessing.Unchanged())
+        plan, key = sad.parallel.one(), jax.random.key(epoch)
+        rows = []
+        for piece, count in stream.pieces(plan, 10, epoch, key):
+            rows += [*piece.x[:count, :, 0].reshape(-1).astype(int)]
+            targets = piece.semi_targets[:count].reshape(-1)
+            np.testing.assert_array_equal(
+                targets, np.array(rows[-count * 10 :]) % 3 - 1
+            )
+        assert len(rows) == len({*rows}) == 60 and stream.steps(10) == 6
+        seen.append(rows)
+    assert seen[0] != seen[1]
+
+
+def test_the_scaling_of_a_file_is_that_of_its_rows(files, monkeypatch):
+    for name in ("_BLOCK", "_LARGE"):  # several blocks
+        monkeypatch.setattr(sad.stored, name, 1000)
+    series = X.reshape(64, 3, 2)
+    for x in (X, X.astype(np.float64), (100 * X).astype(np.int64) + 2**60, series**2):
+        array = streams.OnDisk(*files(x)).x
+        expected = preprocessing.auto(x)
+        found = streams.scaling_of(array)
+        assert (found.low, found.high) == (expected.low, expected.high)
+        if x.ndim == 2:
+            assert found == expected
+            found = streams.scaling_of(array, standard=True)
+            expected = preprocessing.standard(x)
+            np.testing.assert_allclose(found.low, expected.low)
+            np.testing.assert_allclose(found(x), expected(x), rtol=1e-5, atol=1e-6)
+    with pytest.raises(ValueError, match=r"x from row \d+ on contains nan .row"):
+        streams.scaling_of(np.where(np.arange(64)[:, None] == 50, np.nan, X))
+
+
+def test_wrong_files_are_refused_before_anything_is_read(files, tmp_path):
+    with pytest.raises(FileNotFoundError, match="there is no file .*none.npy"):
+        streams.OnDisk(tmp_path / "none.npy")
+    for x, targets, message in (
+        (X[:, 0], TARGETS, r"x has shape \(64,\) and dtype float32; it must hold real"),
+        (X > 0, TARGETS, "x has shape .* and dtype bool; it must hold real numbers"),
+        (X, TARGETS[1:], "semi_targets has 63 entries"),
+        (X, 2 * TARGETS, "semi_targets contains -?2"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            streams.OnDisk(*files(x, targets))
+    data = streams.OnDisk(*files())
+    with pytest.raises(ValueError, match="train: the training set has 64 examples, le"):
+        fit(data, train=training.Stage(batch_size=65))
+    with pytest.raises(ValueError, match="companions need all examples at once"):
+        fit(data, companions=("forest",))
+    m2 = sad.detectors.METHODS["m2"](train=ONCE)
+    with pytest.raises(ValueError, match="m2 learns from known anomalies"):
+        m2.fit(KEY, streams.OnDisk(files()[0]))
+
+
 def check_devices():
     """Several devices share each batch, whoever wrote the network."""
     import flax.linen as nn
@@ -320,7 +452,11 @@ def check_devices():
 
     plan = sad.parallel.split_batch(4)
     for encoder in (Linen(), NNX, LINEAR):
-        for data in (Batches(), training.training_set(X, TARGETS)):
+        for data in (
+            Batches(),
+            training.training_set(X, TARGETS),
+            streams.OnDisk(X, TARGETS),
+        ):
             one, _ = fit(data, encoder=encoder)
             four, _ = fit(data, encoder=encoder, plan=plan)
             scores = sad.score(one, X)
@@ -382,15 +518,49 @@ def check_memory():
         raise AssertionError("the limit does not hold")
 
 
-@pytest.mark.parametrize("check", ["devices", "memory"])
+def check_address_space():
+    """A file three times as large as all that the process may map."""
+    import resource
+    import tempfile
+
+    side, few = 128, training.Stage(ADAM, 1, 512)
+    x = np.zeros((512, side, side, 1), np.uint8)
+    x[::2, 0, 0] = 255
+    encoder = (
+        lambda key, x: jnp.ones((1, 2)),
+        lambda weights, x: x[:, 0, 0] @ weights,
+    )
+    options = {"encoder": encoder, "train": few}
+    fit(streams.OnDisk(x), **options)  # compiles
+    status = pathlib.Path("/proc/self/status").read_text()
+    (used,) = (line for line in status.splitlines() if line.startswith("VmSize"))
+    limit = 1024 * int(used.split()[1]) + 150 * 2**20
+    count = 3 * limit // side**2 + 1
+    with tempfile.TemporaryDirectory() as folder:
+        path = pathlib.Path(folder, "x.npy")
+        x = np.lib.format.open_memmap(path, "w+", np.uint8, (count, side, side, 1))
+        x[::2, 0, 0] = 255  # a file of holes
+        del x
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+        model, _ = fit(streams.OnDisk(path), **options)
+        np.testing.assert_allclose(model.variables["center"], 0.5, atol=1e-2)
+        try:
+            np.load(path, mmap_mode="r")
+        except (OSError, ValueError):
+            return
+        raise AssertionError("the limit does not hold")
+
+
+@pytest.mark.parametrize("check", ["devices", "memory", "address_space"])
 def test_in_a_process_of_its_own(check):
-    if check == "memory" and not sys.platform.startswith("linux"):
+    if check != "devices" and not sys.platform.startswith("linux"):
         pytest.skip("limits on memory are those of Linux")
     subprocess.run(
         [sys.executable, __file__, check],
         env={
             **os.environ,
-            "JAX_NUM_CPU_DEVICES": "4",
+            "JAX_NUM_CPU_DEVICES": "4" if check == "devices" else "1",
+            "MALLOC_ARENA_MAX": "2",
             "PYTHONPATH": str(pathlib.Path(sad.__file__).parents[1]),
         },
         check=True,
@@ -398,4 +568,8 @@ def test_in_a_process_of_its_own(check):
 
 
 if __name__ == "__main__":
-    {"devices": check_devices, "memory": check_memory}[sys.argv[1]]()
+    {
+        "devices": check_devices,
+        "memory": check_memory,
+        "address_space": check_address_space,
+    }[sys.argv[1]]()

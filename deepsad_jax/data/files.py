@@ -1,4 +1,5 @@
-"""Arrays of files: `.npz`, `.mat` and `.csv`. Nothing in them is run or trusted.
+"""Arrays of files: `.npz`, `.mat`, `.csv`, and folders of `.npy`. Nothing in them is
+run or trusted.
 
 Sizes that a file declares are compared with the memory before anything is unpacked.
 """
@@ -11,6 +12,7 @@ import zipfile
 
 import numpy as np
 
+from deepsad_jax import stored
 from deepsad_jax.data import delimited, matlab, memory
 
 _CHUNK = 4096  # lines that are read at once
@@ -41,6 +43,8 @@ def read(path: pathlib.Path, label: str = "") -> tuple[Arrays, str]:
         FileNotFoundError: if there is no such file.
         ValueError: if it cannot be read.
     """
+    if path.is_dir():
+        return _read_folder(path), ""
     if path.suffix not in READERS:
         raise ValueError(f"{path} must end in one of {', '.join(READERS)}")
     if not path.is_file():
@@ -65,6 +69,28 @@ def read(path: pathlib.Path, label: str = "") -> tuple[Arrays, str]:
             f"{path} cannot be read as {path.suffix} ({cause[:300].rstrip('.')}); "
             f"{_ADVICE[path.suffix]}"
         ) from error
+
+
+def in_folder(path: pathlib.Path) -> dict[str, stored.Array]:
+    """The `.npy` files of a folder by their names, unread.
+
+    Raises:
+        ValueError: if one of them is not whole.
+    """
+    found = {file.stem: stored.Array(file) for file in sorted(path.glob("*.npy"))}
+    return {name: array for name, array in found.items() if array.ndim}
+
+
+def _read_folder(path: pathlib.Path) -> Arrays:
+    found = in_folder(path)
+    try:
+        memory.check(sum(array.row_bytes * len(array) for array in found.values()))
+    except memory.TooLargeError as error:
+        raise ValueError(
+            f"{path} is too large ({error}); read it batch by batch, by "
+            "--config.data.stream=True"
+        ) from error
+    return {name: array[:] for name, array in found.items()}
 
 
 def _read_npz(path: pathlib.Path) -> tuple[Arrays, str]:

@@ -3,8 +3,9 @@
 `load(name)` knows `digits` and `breast_cancer` (shipped with scikit-learn), the image
 sets `mnist`, `fmnist` and `cifar10` (tensorflow-datasets), the six ODDS tables
 (downloaded once and checked against their SHA-256), and the path of any `.npz`, `.csv`
-or `.mat` file. A file `NAME.npz`, `NAME.mat` or `NAME.csv` in `data_dir` comes before
-all of them, so nothing is downloaded where the data are at hand.
+or `.mat` file, or of a folder of `.npy` files. A file `NAME.npz`, `NAME.mat` or
+`NAME.csv` in `data_dir` comes before all of them, so nothing is downloaded where the
+data are at hand.
 """
 
 import os
@@ -99,8 +100,8 @@ def load(
     """Reads a data set.
 
     Args:
-        name: one of `NAMES`, or the path of a `.npz`, `.mat` or `.csv` file;
-            `read_file` says what it must hold.
+        name: one of `NAMES`, or the path of a `.npz`, `.mat` or `.csv` file or of a
+            folder of `.npy` files; `read_file` says what it must hold.
         data_dir: folder that is looked in first, for `NAME.npz`, `NAME.mat` or
             `NAME.csv`; downloads go there too. By default they go to the caches of
             pooch and tensorflow-datasets.
@@ -113,12 +114,12 @@ def load(
     """
     if not isinstance(name, (str, os.PathLike)):
         raise ValueError(f"the data set is {name!r}; it must be a name or a path")
-    if pathlib.Path(name).suffix in SUFFIXES:
+    if pathlib.Path(name).suffix in SUFFIXES or is_folder(name):
         return read_file(name, label)
     if name not in NAMES:
         raise ValueError(
             f"there is no data set {name!r}; known are {', '.join(NAMES)}, and files "
-            f"that end in {', '.join(SUFFIXES)}"
+            f"that end in {', '.join(SUFFIXES)} and folders"
         )
     if data_dir is not None:
         if not os.path.isdir(data_dir):
@@ -142,6 +143,58 @@ def load(
     return read_file(_download(name, data_dir, download))
 
 
+def is_folder(name: str | os.PathLike) -> bool:
+    """Whether a name is that of a folder of `.npy` files."""
+    return os.path.isdir(name) and name not in NAMES
+
+
+def on_disk(path: str | os.PathLike) -> Source:
+    """A folder of `.npy` files, of which the examples stay there: `stored.Array`.
+
+    Args:
+        path: of the folder, with `x_train`, `semi_targets`, `x_test` and `y_test` (0
+            normal, 1 anomaly), or `series_train` and `series_test`.
+
+    Raises:
+        ValueError: if it does not hold this.
+    """
+    path = pathlib.Path(path)
+    if not is_folder(path):
+        raise ValueError(f"{path} is no folder of .npy files, which can be streamed")
+    found, names = files.in_folder(path), _SPLIT._replace(labels=None)
+    if "series_train" in found:
+        names = Source(*(_SERIES.get(n, n) if n else n for n in names[:5]))
+    needed = [name for name in names[:5] if name]
+    if missing := [name for name in needed if name not in found]:
+        raise ValueError(
+            f"{path} holds {', '.join(f'{n}.npy' for n in found) or 'no .npy file'}; "
+            f"to be streamed it must also hold {' and '.join(missing)}"
+        )
+    x, x_test = found[names.x], found[names.x_test]
+    for name, array in ((names.x, x), (names.x_test, x_test)):
+        if not 2 <= array.ndim <= 5 or (array.ndim == 3 and names.x == "x_train"):
+            raise ValueError(
+                f"{path}: {name} has shape {array.shape}; it must be [n, columns], or "
+                "[n, height, width, channels] of images (series [n, time, channels] "
+                "are called series_train and series_test)"
+            )
+    if x.shape[1:] != x_test.shape[1:]:
+        raise ValueError(
+            f"{path}: training examples have shape {x.shape[1:]}, but test "
+            f"examples {x_test.shape[1:]}"
+        )
+    semi_targets = labels.check_semi_targets(
+        f"{path}: {names.semi_targets}", found[names.semi_targets][:], len(x)
+    )
+    labels_test = labels.integers(
+        f"{path}: {names.labels_test}",
+        found[names.labels_test][:],
+        len(x_test),
+        {0: "normal", 1: "anomaly"},
+    )
+    return Source(x, None, x_test, labels_test, semi_targets, "semi_targets")
+
+
 def read_file(path: str | os.PathLike, label: str = "") -> Source:
     """Reads a data set from a file.
 
@@ -152,6 +205,7 @@ def read_file(path: str | os.PathLike, label: str = "") -> Source:
       instead of `x_train`, `x_test` or `X`; under those names, `[n, height, width]`
       are grey images.
     * `.mat` (version 5, which is up to -v7): the same, dense and numeric.
+    * a folder: the same, each in a `.npy` file of its name.
     * `.csv`: numbers, separated by commas, semicolons, tabs or pipes, optionally under
       a line of names; the labels are the column `label`, else `y`.
 

@@ -97,7 +97,7 @@ class Deep(methods.Method):
         for name, stage in self.trained().items():
             if not isinstance(stage, training.Stage):
                 raise ValueError(f"{name} is {stage!r}; it must be a training.Stage")
-        if not isinstance(data, training.TrainingSet):
+        if not isinstance(data, (training.TrainingSet, streams.OnDisk)):
             return
         shape = self._features(run)
         pair = self.pair(shape)
@@ -152,12 +152,16 @@ class Deep(methods.Method):
             self.check(run, devices)
         if not isinstance(runs[0].data, training.TrainingSet):
             (run,), stages = runs, self.trained().values()
-            stream = streams.Stream(
-                run.data,
-                passes=sum(stage.epochs for stage in stages) + self.other_passes(),
-                needs_steps=any(s.needs_steps and s.epochs for s in stages),
-                scaling=self._known_preprocessing(run),
-            )
+            scaling = self._known_preprocessing(run)
+            if isinstance(run.data, streams.OnDisk):
+                stream = streams.Stored(run.data, scaling)
+            else:
+                stream = streams.Stream(
+                    run.data,
+                    passes=sum(stage.epochs for stage in stages) + self.other_passes(),
+                    needs_steps=any(s.needs_steps and s.epochs for s in stages),
+                    scaling=scaling,
+                )
             self._check_anomalies(stream.has_anomalies)
             self._check_start(self.pair(stream.shape))
             return [stream], [stream.preprocessing]
@@ -190,6 +194,8 @@ class Deep(methods.Method):
         return 0
 
     def plan_for(self, runs: Sequence[methods.Run]) -> parallel.Plan | None:
+        if not all(isinstance(run.data, training.TrainingSet) for run in runs):
+            return None
         if any(
             stage.fixes_steps
             and len({int(run.data.size) // stage.batch_size for run in runs}) > 1

@@ -34,7 +34,8 @@ KERNELS = tuple(_LOG_KERNELS)
 BANDWIDTHS = 2.0 ** np.linspace(0.5, 5, 10)
 # What stands for the score where the density is 0, so that scores have ranks.
 MOST = float(np.finfo(np.float32).max)
-_SCORED_AT_ONCE = 256
+# Rows that are scored at once, and kernel values of them at most.
+_SCORED_AT_ONCE, _VALUES = 256, 2**25
 
 
 @flax.struct.dataclass
@@ -199,6 +200,7 @@ class KDE(selection.Shallow):
         seed: int,
         tell: Callable[[float], None] | None = None,
     ) -> Callable[[float], Fitted]:
+        kernels.check_memory(*x.shape)
         rows = np.asarray(kernels.in_float64(kernels.as_rows)(x))
 
         def fit(bandwidth):
@@ -284,7 +286,8 @@ def _log_density(density, rows, bandwidths):
         return lax.map(lambda h: _log_sum(density.kernel, squared, h), bandwidths)
 
     size, dimension = density.x.shape
-    sums = kernels.map_rows(one, rows, _SCORED_AT_ONCE)
+    at_once = max(1, min(_SCORED_AT_ONCE, _VALUES // size))
+    sums = kernels.map_rows(one, rows, at_once)
     whole = log_normalization(density.kernel, dimension) + math.log(size)
     return (sums - whole - dimension * jnp.log(bandwidths)).T
 

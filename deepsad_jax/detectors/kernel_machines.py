@@ -7,6 +7,7 @@ labels. `dual` states and solves the problem of both.
 """
 
 import dataclasses
+import functools
 import math
 import warnings
 from collections.abc import Callable
@@ -17,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from deepsad_jax import dual, kernels, labels, parallel, selection
+from deepsad_jax import dual, kernels, labels, nystroem, parallel, selection
 
 Fitted = selection.Fitted
 
@@ -25,7 +26,8 @@ Fitted = selection.Fitted
 # Powers of larger numbers overflow.
 _MOST_DEGREE, _MOST_COEF0 = 20, 1e6
 GAMMAS = 2.0 ** np.linspace(-7, 2, 10)
-_SCORED_AT_ONCE = 256
+# Rows that are scored at once, and kernel values of them at most.
+_SCORED_AT_ONCE, _VALUES = 256, 2**25
 _RULE_OF_THUMB_ROWS = 1000
 _TOO_LARGE = "x has values too large for the kernel {}; scale x or take rbf"
 
@@ -246,7 +248,9 @@ class _Options(selection.Shallow):
     gamma: float = 0.0
     coef0: float = 0.0
     degree: int = 3
+    components: int = 0
     selection: str = ""
+    advice: ClassVar[str] = "fewer rows, or some hundred components, are faster"
     parameter: ClassVar[str] = "gamma"
     selections: ClassVar[tuple[str, ...]] = ("none", "train_labels", "test_auc")
     candidates: ClassVar[np.ndarray] = GAMMAS
@@ -261,6 +265,7 @@ class _Options(selection.Shallow):
         kernels.check_number("gamma", self.gamma, 0)
         kernels.check_number("degree", self.degree, 1, _MOST_DEGREE, whole=True)
         kernels.check_number("coef0", self.coef0, -_MOST_COEF0, _MOST_COEF0)
+        kernels.check_number("components", self.components, 0, whole=True)
 
     def default(self, x: np.ndarray, seed: int) -> float:
         """The given gamma, or one over the median squared distance of a few rows."""
@@ -280,7 +285,10 @@ class _Options(selection.Shallow):
         seed: int,
         tell: Callable[[float], None] | None = None,
     ) -> Callable[[float], Fitted]:
-        stored = len(x) <= kernels.MOST_STORED
+        if self.components:
+            return functools.partial(self._approximate, x, semi_targets, seed, tell)
+        stored = kernels.keeps(len(x))
+        kernels.check_memory(*x.shape)
         shared = {"gram": kernels.gram(self._kernel(1.0), x, stored)}
         shared["tell"] = None if stored else tell  # small problems share a program
 
@@ -291,9 +299,17 @@ class _Options(selection.Shallow):
 
         return fit
 
+    def _approximate(self, x, semi_targets, seed, tell, gamma):
+        kernel = self._kernel(gamma)
+        options = {"components": self.components, "seed": seed, "tell": tell}
+        found = self.expansion(x, semi_targets, kernel=kernel, **options)
+        return packed(Machine(*found, kernel, *map(np.float64, (0, 0, 0))))
+
     def seconds(
         self, x: np.ndarray, semi_targets: np.ndarray, seed: int, by: str
     ) -> float:
+        if self.components:
+            return 0.0
         kernel = self._kernel(self.default(x, seed))
 
         def fit(x, semi_targets):
@@ -309,6 +325,12 @@ class _Options(selection.Shallow):
         """The machine of these examples; options are the kernel and its matrix."""
         raise NotImplementedError
 
+    def expansion(
+        self, x: np.ndarray, semi_targets: np.ndarray, **options
+    ) -> nystroem.Expansion:
+        """The same, approximately; options are those of `nystroem`."""
+        raise NotImplementedError
+
     def _kernel(self, gamma: float) -> kernels.Kernel:
         return kernels.Kernel(gamma, self.coef0, self.kernel, self.degree)
 
@@ -321,6 +343,8 @@ class SSAD(_Options):
         kappa, C_unlabeled, C_normal, C_anomaly: see `fit_ssad`.
         kernel, gamma, coef0, degree: see `kernels.Kernel`; a gamma of 0 is the rule of
             thumb, one over the median squared distance.
+        components: rows that stand for all others, so that no kernel matrix of all is
+            needed (see `nystroem`): some hundred, for many thousand rows. 0 is exact.
         selection: how gamma is chosen. "" is train_labels with two known anomalies or
             more, else none.
     """
@@ -339,6 +363,15 @@ class SSAD(_Options):
     def machine(self, x: np.ndarray, semi_targets: np.ndarray, **options) -> Machine:
         return fit_ssad(x, semi_targets, **self._bounds(), **options)
 
+    def expansion(
+        self, x: np.ndarray, semi_targets: np.ndarray, **options
+    ) -> nystroem.Expansion:
+        bounds = np.array([self.C_unlabeled, self.C_normal, self.C_anomaly])
+        upper = bounds[np.asarray(semi_targets, int)]
+        return nystroem.fit_ssad(
+            x, semi_targets, kappa=self.kappa, upper=upper, **options
+        )
+
     def _bounds(self):
         names = ("kappa", "C_unlabeled", "C_normal", "C_anomaly")
         return {name: getattr(self, name) for name in names}
@@ -350,7 +383,7 @@ class OneClassSVM(_Options):
 
     Attributes:
         nu: largest share of training examples outside the boundary, in (0, 1].
-        kernel, gamma, coef0, degree: as of `SSAD`.
+        kernel, gamma, coef0, degree, components: as of `SSAD`.
         selection: how gamma is chosen; "" is none.
     """
 
@@ -364,6 +397,12 @@ class OneClassSVM(_Options):
     def machine(self, x: np.ndarray, semi_targets: np.ndarray, **options) -> Machine:
         del semi_targets
         return fit_ocsvm(x, nu=self.nu, **options)
+
+    def expansion(
+        self, x: np.ndarray, semi_targets: np.ndarray, **options
+    ) -> nystroem.Expansion:
+        del semi_targets
+        return nystroem.fit_ocsvm(x, nu=self.nu, **options)
 
 
 @kernels.in_float64
@@ -390,7 +429,8 @@ def _expand(kernel, x, weights, threshold, rows):
     def expansion(row):
         return kernel(kernels.base(kernel.name, row[None], x)[0]) @ weights
 
-    return threshold - kernels.map_rows(expansion, rows, _SCORED_AT_ONCE)
+    at_once = max(1, min(_SCORED_AT_ONCE, _VALUES // len(x)))
+    return threshold - kernels.map_rows(expansion, rows, at_once)
 
 
 def _solved(gram, upper, total, *, tolerance, max_iterations, tell, **problem):

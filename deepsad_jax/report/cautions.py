@@ -79,6 +79,13 @@ def of_figures(
     return said
 
 
+def few(rows: np.ndarray) -> np.ndarray:
+    """As many rows as `drift` looks at, or their numbers, drawn at random."""
+    if len(rows) <= _SAMPLE:
+        return rows
+    return rows[np.random.default_rng(0).choice(len(rows), _SAMPLE, False)]
+
+
 def drift(train: np.ndarray, test: np.ndarray) -> list[tuple[int, float]]:
     """Columns whose values in two parts are not of one distribution.
 
@@ -94,12 +101,7 @@ def drift(train: np.ndarray, test: np.ndarray) -> list[tuple[int, float]]:
 
     if len(train) < 2 or len(test) < 2:
         return []
-    rng = np.random.default_rng(0)
-    train, test = (
-        part if len(part) <= _SAMPLE else part[rng.choice(len(part), _SAMPLE, False)]
-        for part in (train, test)
-    )
-    found = []
+    train, test, found = few(train), few(test), []
     for i in range(train.shape[1]):
         one, other = (part[:, i][~np.isnan(part[:, i])] for part in (train, test))
         if len(one) and len(other):

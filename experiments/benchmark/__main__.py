@@ -9,6 +9,7 @@
     python -m experiments.benchmark --measure=kernels --data_dir=DATA --opponents
     python -m experiments.benchmark --measure=committee --sizes=700,10000 --repeats=2
     python -m experiments.benchmark --measure=serving --networks=mnist_LeNet,committee
+    python -m experiments.benchmark --measure=stream --networks=shuttle_mlp
 
 steps: one epoch of each stage: samples/s, step time, FLOP/s achieved and their share of
 what a large matrix product reaches here, compilation time, memory. pipeline: whole
@@ -18,7 +19,8 @@ the kernel baselines on MNIST's zeros with one in a hundred labelled, after comp
 against cvxopt, libsvm and scikit-learn's grid search. committee: fits of
 `estimators.DeepSAD` to tables of so many rows, against those of the paper's method
 alone. serving: one row in a program of `deepsad export`, by networks and the default
-committee, by onnxruntime, too, where jax2onnx is. `--torch` and `--opponents` need the
+committee, by onnxruntime, too, where jax2onnx is. stream: epochs from `.npy` files
+against epochs from memory, of `--sizes` rows. `--torch` and `--opponents` need the
 extras `torch` and `cvxopt`. Opponents are timed in turn with ours, with as many
 threads. Prints tables and writes JSON with `--json`.
 """
@@ -50,7 +52,7 @@ from deepsad_jax import (
 )
 from deepsad_jax.detectors import deep_sad
 from experiments import workdir
-from experiments.benchmark import committee, serving
+from experiments.benchmark import committee, serving, stream
 
 MEASURE = flags.DEFINE_list("measure", ["steps"], "What to measure; see above.")
 NETWORKS = flags.DEFINE_list("networks", [], "Networks; all by default.")
@@ -67,7 +69,7 @@ OPPONENTS = flags.DEFINE_bool(
 SIZES = flags.DEFINE_list(
     "sizes",
     ["1000", "2000", "6000"],
-    "Training examples of the kernel baselines and of committees.",
+    "Training examples of the kernel baselines, committees and streams.",
 )
 MOST_CVXOPT = flags.DEFINE_integer(
     "most_cvxopt",
@@ -292,6 +294,19 @@ def growth(network: str) -> list[dict]:
     ]
 
 
+def streamed(network: str) -> list[dict]:
+    """Epochs from files against epochs from memory."""
+    trained = {s: _objective(s, network, "float32") for s in STAGES}
+    return [
+        {"network": network, **row}
+        for size in map(int, SIZES.value)
+        for batch_size in map(int, BATCH_SIZES.value)
+        for row in stream.stream(
+            synthetic(network, size), trained, batch_size, in_turn, REPEATS.value
+        )
+    ]
+
+
 def tables(data_dir: str, seeds: int, *, against_torch: bool) -> list[dict]:
     """Six tables by some seeds as one command, nothing compiled before."""
     from deepsad_jax.data import sources
@@ -476,6 +491,9 @@ def main(argv):
                 rows += serving.serving(name)
         elif what == "committee":
             rows = committee.committee([*map(int, SIZES.value)], REPEATS.value)
+        elif what == "stream":
+            for name in names:
+                rows += streamed(name)
         else:
             raise app.UsageError(f"--measure={what} is not known; see --help")
         print(f"{what}\n{table_of(rows)}\n", flush=True)
