@@ -4,8 +4,6 @@ import itertools
 import textwrap
 from typing import Any, NamedTuple
 
-from absl import flags
-
 _TAB = " " * 6
 
 
@@ -16,13 +14,13 @@ class Command(NamedTuple):
         usage: its arguments.
         help: what it does.
         takes: how many arguments there must be.
-        flags: what else it takes.
+        flags: of absl, what else it takes.
     """
 
     usage: str
     help: str
     takes: int
-    flags: flags.FlagValues
+    flags: Any
 
 
 def overview(text: str, commands: dict[str, Command]) -> str:
