@@ -1,7 +1,7 @@
-"""Deep SAD and its rivals by the protocol of ADBench (Han et al., NeurIPS 2022).
+r"""Deep SAD and its rivals by the protocol of ADBench (Han et al., NeurIPS 2022).
 
     python -m experiments.adbench --config.data.dir=FOLDER
-    python -m experiments.adbench --config.data.dir=FOLDER --tables=cardio,glass \\
+    python -m experiments.adbench --config.data.dir=FOLDER --tables=cardio,glass \
         --ratios=0.05 --methods=deep_sad,boosting --no_duplicates
 
 The folder holds ADBench's tables, NUMBER_NAME.npz with X and y. Of the anomalies of the

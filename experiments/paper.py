@@ -1,7 +1,7 @@
-"""Reproduces the tables of Deep SAD's paper (Ruff et al., ICLR 2020), cell by cell.
+r"""Reproduces the tables of Deep SAD's paper (Ruff et al., ICLR 2020), cell by cell.
 
     python -m experiments.paper --table=odds
-    python -m experiments.paper --table=ratio --data=mnist --budget=quick \\
+    python -m experiments.paper --table=ratio --data=mnist --budget=quick \
         --methods=deep_sad,ocsvm --config.data.dir=DATA
 
 Tables: ratio (of labelled anomalies, Table 3), pollution (Table 4), classes (number of

@@ -1,9 +1,9 @@
-"""Runs an experiment for many methods, seeds, classes, ratios and tables.
+r"""Runs an experiment for many methods, seeds, classes, ratios and tables.
 
     python -m experiments.sweep --config=configs/odds.py:cardio --seeds=10
-    python -m experiments.sweep --config=configs/odds.py --seeds=10 \\
+    python -m experiments.sweep --config=configs/odds.py --seeds=10 \
         --tables=arrhythmia,cardio,satellite,satimage-2,shuttle,thyroid
-    python -m experiments.sweep --config=configs/mnist.py --normal_classes=all \\
+    python -m experiments.sweep --config=configs/mnist.py --normal_classes=all \
         --known_outlier_classes=all --methods=deep_sad,ssad_hybrid
 
 Each run leaves in its folder what experiments.run would leave, pictures on request;

@@ -1,8 +1,8 @@
-"""Measures how fast the library trains here, against plain PyTorch loops where asked.
+r"""Measures how fast the library trains here, against plain PyTorch loops where asked.
 
     python -m experiments.benchmark                     # every network, our side
     python -m experiments.benchmark --torch             # and a PyTorch loop, in turn
-    python -m experiments.benchmark --measure=steps --networks=cardio_mlp \\
+    python -m experiments.benchmark --measure=steps --networks=cardio_mlp \
         --batch_sizes=128,1024 --runs=1,10 --devices=1,2 --dtypes=float32,bfloat16
     python -m experiments.benchmark --measure=pipeline,growth --networks=cardio_mlp
     python -m experiments.benchmark --measure=tables --data_dir=DATA --torch
