@@ -123,8 +123,10 @@ def _one_attribute_each(lines):
 
 
 def _skip(app, what, name, thing, skip, options):
-    """What scikit-learn adds to estimators is documented there."""
-    del app, what, thing, options
+    """What scikit-learn and named tuples add by themselves says nothing here."""
+    del app, what, options
+    if (getattr(thing, "__doc__", None) or "").startswith("Alias for field number"):
+        return True
     is_request = name.startswith("set_") and name.endswith("_request")
     return True if is_request or name == "get_metadata_routing" else skip
 
