@@ -4,7 +4,7 @@ r"""Reproduces the tables of Deep SAD's paper (Ruff et al., ICLR 2020), cell by 
     python -m experiments.paper --table=ratio --data=mnist --budget=quick \
         --methods=deep_sad,ocsvm --config.data.dir=DATA
 
-Tables: ratio (of labelled anomalies, Table 3), pollution (Table 4), classes (number of
+Tables: ratio (of labeled anomalies, Table 3), pollution (Table 4), classes (number of
 known anomalous classes, Table 5) and odds (Table 6); figures eta and rep_dim (5 and 6).
 Every run leaves its folder; comparison.json, .csv, .md, .tex and pictures set ours
 beside the published figures. Started again with the same --workdir, the command goes on

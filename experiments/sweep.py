@@ -26,7 +26,7 @@ from experiments import build, figures, grid, session, workdir
 flags.adopt_module_key_flags(grid)
 NORMAL_CLASSES = flags.DEFINE_list("normal_classes", [], "Normal classes, or all.")
 KNOWN_OUTLIER_CLASSES = flags.DEFINE_list(
-    "known_outlier_classes", [], "Classes of the labelled anomalies, or all."
+    "known_outlier_classes", [], "Classes of the labeled anomalies, or all."
 )
 _RATIOS = {
     name: flags.DEFINE_list(f"ratios_{name}", [], f"Values of data.ratio_{name}.")
@@ -90,7 +90,7 @@ def _row(method: str, name: str, group: list[dict]) -> dict:
 
 
 def table(rows: list[dict]) -> str:
-    """The summary as lines for the terminal, in per cent."""
+    """The summary as lines for the terminal, in percent."""
     names = [f"{row['method']} {row['setting']}" for row in rows]
     width = max(map(len, names))
     lines = [

@@ -247,7 +247,7 @@ def files(tmp_path, monkeypatch):
     kinds = ["broken"] * 12 + ["ok"] * 40 + [""] * 148
     for name, header in {
         "parts.csv": ["number", "x1", "x2", "plant", "status"],
-        "labelled.csv": ["number", "x1", "x2", "plant", "status"],
+        "labeled.csv": ["number", "x1", "x2", "plant", "status"],
         "new.csv": ["number", "x1", "x2", "plant"],
     }.items():
         with open(tmp_path / name, "w", newline="") as file:

@@ -13,7 +13,7 @@ steps: one epoch of each stage: samples/s, step time, FLOP/s achieved and their 
 what a large matrix product reaches here, compilation time, memory. pipeline: whole
 experiments after compilation. growth: twice the samples, runs or epochs. tables: the
 six ODDS tables by 10 seeds, start-up and compilation included. kernels: whole grids of
-the kernel baselines on MNIST's zeros with one in a hundred labelled, after compilation,
+the kernel baselines on MNIST's zeros with one in a hundred labeled, after compilation,
 against cvxopt, libsvm and scikit-learn's grid search. committee: fits of
 `estimators.DeepSAD` to tables of so many rows, against those of the paper's method
 alone. `--torch` and `--opponents` need
@@ -403,7 +403,7 @@ def _opponent(name, x, semi_targets, found) -> dict:
 
 
 def _zeros(data_dir, size) -> tuple[np.ndarray, np.ndarray]:
-    """MNIST's zeros, up to a size, one in a hundred a labelled one; rows in [0, 1]."""
+    """MNIST's zeros, up to a size, one in a hundred a labeled one; rows in [0, 1]."""
     from deepsad_jax.data import protocol, sources
 
     source = sources.load("mnist", data_dir)
