@@ -19,7 +19,7 @@ import pytest
 from absl import flags
 
 import deepsad_jax as sad
-from deepsad_jax import cli
+from deepsad_jax import cli, console
 
 ROOT = pathlib.Path(__file__).parents[1]
 PAGES = sorted(
@@ -258,6 +258,8 @@ def files(tmp_path, monkeypatch):
                 row = [i, *values, "AB"[i % 2], kind]
                 writer.writerow(row[: len(header)])
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(console, "begin", lambda stop: None)  # signals are pytest's
+    monkeypatch.setattr(console, "keep_programs", lambda: None)
     return tmp_path
 
 
