@@ -1,0 +1,1 @@
+"""Experiments as records: `default` has every field, the others are deltas."""

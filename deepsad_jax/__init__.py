@@ -64,6 +64,7 @@ _MODULES = (
     "training",
     "values",
 )
+_OF_VERSION_0_1 = ("deep_sad", "dgm", "kde", "ocsvm", "ssad", "supervised")
 __all__ = [*_FROM, *_MODULES]
 
 
@@ -73,6 +74,8 @@ def __getattr__(name: str) -> types.ModuleType | Any:
         return getattr(module, name)
     if name in _MODULES:
         return importlib.import_module(f"deepsad_jax.{name}")
+    if name in _OF_VERSION_0_1:
+        return importlib.import_module("deepsad_jax.deprecated").MODULES[name]
     raise AttributeError(f"deepsad_jax has no {name!r}")
 
 

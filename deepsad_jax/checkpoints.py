@@ -20,7 +20,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from deepsad_jax import parallel
+from deepsad_jax import deprecated, parallel
 
 
 def write(path: str | os.PathLike, leaves: Sequence[Any], meta: dict) -> None:
@@ -391,3 +391,6 @@ def reason(error: Exception) -> str:
     if code := re.search(r"os_error_code='(\d+)'", text):
         return os.strerror(int(code[1]))
     return text[:200] or type(error).__name__
+
+
+__getattr__ = deprecated.getter("checkpoints", deprecated.CHECKPOINTS)

@@ -2,7 +2,7 @@
 
     deepsad fit parts.csv --label=status --anomaly=broken --normal=ok --model=pump
     deepsad score pump new.csv -o scored.csv
-    deepsad evaluate pump labelled.csv
+    deepsad evaluate pump labeled.csv
     deepsad explain pump new.csv
     deepsad suggest pump new.csv -o label.html
     deepsad fit new.csv --labels=labels.csv --from=pump --model=pump2

@@ -83,6 +83,10 @@ class Stages(_Observer):
 
     Args:
         stages: the stages in their order, with their epochs or steps.
+
+    Attributes:
+        shown: how many epochs of the stage were told before; a bar that is disabled
+            does not count them.
     """
 
     def __init__(self, stages: dict[str, int]):
@@ -94,18 +98,14 @@ class Stages(_Observer):
         if "loss" in history:
             loss = history["loss"][done - 1]
             self._bar.set_postfix_str(f"loss {loss:.4g}", refresh=False)
-        self._bar.update(done - self._bar.n)
+        self._bar.update(done - self.shown)
+        self.shown = done
         if done == self._bar.total:
             self._next_stage()
 
-    @property
-    def shown(self) -> int:
-        """How many epochs of the stage were shown before."""
-        return self._bar.n
-
     def _next_stage(self) -> None:
         self.close()
-        self._bar = None
+        self._bar, self.shown = None, 0
         while self._waiting and self._bar is None:
             stage = next(iter(self._waiting))
             epochs = self._waiting.pop(stage)

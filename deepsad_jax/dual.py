@@ -1,4 +1,4 @@
-r"""The dual problem of one-class machines, by sequential minimal optimisation.
+r"""The dual problem of one-class machines, by sequential minimal optimization.
 
     minimize    1/2 w' K w
     subject to  sum_i w_i = total

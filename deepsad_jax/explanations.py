@@ -1,7 +1,7 @@
-"""Why a row has its score: which columns, which pixels, which known examples.
+r"""Why a row has its score: which columns, which pixels, which known examples.
 
     found = explain(calibrated.load("pump"), new_rows)
-    print(*found.reasons(0), sep="\\n")      # pressure is 7.2, usual 2.1 to 3.4
+    print(*found.reasons(0), sep="\n")      # pressure is 7.2, usual 2.1 to 3.4
 
 What is usual, and where the ways of `attributions` begin, are normal rows that travel
 with the model.

@@ -214,7 +214,7 @@ class M2(nn.Module):
         return prior + losses.evidence_lower_bound(x, logits, z, mean, log_var).T
 
     def classify(self, x: jax.Array, train: bool) -> jax.Array:
-        """log q(y | x), `[batch, 2]`."""
+        """Logarithm of q(y | x), `[batch, 2]`."""
         if self.classifier is None:
             x = nn.relu(self.dense(x))
         else:
@@ -251,7 +251,7 @@ class M1M2(nn.Module):
         return bounds, self.m2.classify(mean, True)
 
     def classify(self, x: jax.Array, train: bool) -> jax.Array:
-        """log q(y | x), `[batch, 2]`."""
+        """Logarithm of q(y | x), `[batch, 2]`."""
         return self.m2.classify(self.m1.encode(x)[0], train)
 
 

@@ -149,7 +149,7 @@ class BatchNorm(nn.Module):
     """Batch normalization as in PyTorch, without affine parameters.
 
     In training, normalizes by the mean and the biased variance of the batch, and moves
-    the running statistics towards the mean and the *unbiased* variance; in evaluation,
+    the running statistics toward the mean and the *unbiased* variance; in evaluation,
     normalizes by the running statistics. Statistics are kept in float32. Where devices
     share a batch (`parallel.split_batch`), they are those of the whole batch.
 

@@ -90,7 +90,7 @@ def deep_sad_loss(
 
     With d = \|z - c\|^2 and y the semi-supervised target. The mean over a batch is the
     data term of Ruff et al., "Deep Semi-Supervised Anomaly Detection", ICLR 2020, eq.
-    7. Labelled anomalies (y = -1) pay the inverse distance, so they are pushed away
+    7. Labeled anomalies (y = -1) pay the inverse distance, so they are pushed away
     from the center; epsilon bounds that loss by eta / epsilon and keeps its gradient
     finite.
 

@@ -97,7 +97,7 @@ class Source:
         raise NotImplementedError
 
     def sink(self, file: IO[bytes], path: str) -> Any:
-        """A context whose value writes a block and its judgement.
+        """A context whose value writes a block and its judgment.
 
         Args:
             file: to write to.

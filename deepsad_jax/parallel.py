@@ -24,6 +24,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from deepsad_jax import deprecated
+
 PyTree = Any
 # Of the devices that share a batch; a name that nobody else gives to an axis.
 AXIS = "devices_that_share_a_batch"
@@ -328,3 +330,6 @@ def cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+__getattr__ = deprecated.getter("parallel", deprecated.PARALLEL)

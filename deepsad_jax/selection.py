@@ -22,7 +22,7 @@ import numpy as np
 from deepsad_jax import epochs, kernels, methods, metrics
 
 SHARE, FOLDS = 0.1, 5
-# The stage and its steps: per cent of the work.
+# The stage and its steps: percent of the work.
 STAGE, STEPS = "train", 100
 # Rows of which the time for all is told, as kernel matrices of float32.
 _TIMED = 4608
@@ -106,7 +106,7 @@ class Shallow(methods.Method):
         return "none" if few_labels else self.preferred
 
     def stages(self) -> dict[str, int]:
-        """The stage and its steps, per cent of the work."""
+        """The stage and its steps, percent of the work."""
         return {STAGE: STEPS}
 
     def check(self, run: methods.Run, devices: int = 1) -> None:
@@ -256,7 +256,7 @@ class Shallow(methods.Method):
 
 
 class _Teller:
-    """Tells an observer the per cent of the work that is done, each number once."""
+    """Tells an observer the percent of the work that is done, each number once."""
 
     def __init__(self, observe: Callable | None):
         self._observe, self._told = observe, 0

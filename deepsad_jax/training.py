@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from deepsad_jax import checks, labels, metrics, parallel, values
+from deepsad_jax import checks, deprecated, labels, metrics, parallel, values
 
 PyTree = Any
 Variables = dict[str, Any]
@@ -395,3 +395,6 @@ def computed(recorded: dict[str, Any]) -> dict[str, jax.Array]:
         value = metric.compute()
         found |= value if isinstance(value, dict) else {name: value}
     return found
+
+
+__getattr__ = deprecated.getter("training", deprecated.TRAINING)

@@ -1,12 +1,12 @@
-"""Deep SAD and its rivals by the protocol of ADBench (Han et al., NeurIPS 2022).
+r"""Deep SAD and its rivals by the protocol of ADBench (Han et al., NeurIPS 2022).
 
     python -m experiments.adbench --config.data.dir=FOLDER
-    python -m experiments.adbench --config.data.dir=FOLDER --tables=cardio,glass \\
+    python -m experiments.adbench --config.data.dir=FOLDER --tables=cardio,glass \
         --ratios=0.05 --methods=deep_sad,boosting --no_duplicates
     python -m experiments.adbench --config=my_study.py --config.data.dir=FOLDER
 
 The folder holds ADBench's tables, NUMBER_NAME.npz with X and y. Of the anomalies of the
-training part a ratio is labelled, all others stay among the unlabelled; seeds 1, 2, 3.
+training part a ratio is labeled, all others stay among the unlabeled; seeds 1, 2, 3.
 Ours stand beside the published figures, with Wilcoxon's test over the tables and
 average ranks. A config file of your own (a network, a loss) holds for all runs.
 boosting is scikit-learn's histogram gradient boosting on the same splits. Started again
@@ -42,7 +42,7 @@ from experiments import (
 
 flags.adopt_module_key_flags(grid)
 RATIOS = flags.DEFINE_list(
-    "ratios", ["0.01", "0.05", "0.1"], "Shares of the anomalies that are labelled."
+    "ratios", ["0.01", "0.05", "0.1"], "Shares of the anomalies that are labeled."
 )
 NO_DUPLICATES = flags.DEFINE_bool(
     "no_duplicates",
@@ -105,7 +105,7 @@ def config_of(
 
 
 def summarize(rows: list[dict]) -> list[dict[str, Any]]:
-    """For each metric and per cent: means over the tables, tests, average ranks.
+    """For each metric and percent: means over the tables, tests, average ranks.
 
     Args:
         rows: of `comparison.compare`, with `metric` and `percent` as setting.

@@ -33,22 +33,16 @@ from deepsad_jax.detectors import hybrid
 from experiments import named, streaming
 
 ConfigDict = ml_collections.ConfigDict
-SHALLOW = ("ssad", "ocsvm", "kde", "isoforest")
-# Where an option stands in a config, if not under its own name at the top.
+# Where an option stands in a config: in the section of its method, here, or at the top.
 _PLACES = {
     "initial": "load_model",
     "label": "data.label",
     "nu": "train.nu",
     "record_groups": "train.record_groups",
     "alpha": "m2.alpha",
-    **{name: f"ssad.{name}" for name in ("kappa", "C_unlabeled", "C_normal")},
-    "C_anomaly": "ssad.C_anomaly",
     "kernel": "kernel.name",
     **{n: f"kernel.{n}" for n in ("gamma", "coef0", "degree", "components")},
-    "bandwidth": "kde.bandwidth",
-    **{name: f"isoforest.{name}" for name in ("n_trees", "n_samples")},
 }
-_OWN_PLACES = {"ocsvm": {"nu": "ocsvm.nu"}, "kde": {"kernel": "kde.kernel"}}
 
 
 class Experiment(NamedTuple):
@@ -205,7 +199,7 @@ def options_of(config: ConfigDict, problem: protocol.Problem) -> Any:
     """The method of a config, with its options."""
     if not config.hybrid:
         return _options(config, config.method, problem)
-    if config.method not in SHALLOW:
+    if not _is_shallow(config.method):
         raise ValueError(
             f"hybrid is for the shallow baselines; {config.method} is deep by itself"
         )
@@ -220,8 +214,17 @@ def options_of(config: ConfigDict, problem: protocol.Problem) -> Any:
     )
 
 
+def _is_shallow(method):
+    return issubclass(detectors.METHODS[method], selection.Shallow)
+
+
+def _places(config, method):
+    own = config.get(method, {})
+    return {**_PLACES, **{name: f"{method}.{name}" for name in own}}
+
+
 def _options(config, method, problem):
-    if method in SHALLOW and config.load_model and not config.hybrid:
+    if _is_shallow(method) and config.load_model and not config.hybrid:
         raise ValueError(
             f"load_model is for networks and hybrids, but {method} is neither"
         )
@@ -234,7 +237,7 @@ def _options(config, method, problem):
         "pretrain": lambda: _stage(config, "pretrain", size),
         "initial": lambda: _initial(config, problem),
     }
-    places = {**_PLACES, **_OWN_PLACES.get(method, {})}
+    places = _places(config, method)
     kind, found = detectors.METHODS[method], {}
     for field in dataclasses.fields(kind):
         if field.name in special:
@@ -351,7 +354,7 @@ def _named(config: ConfigDict) -> Iterator[None]:
     except ValueError as error:
         message = str(error)
         first = message.split(" ")[0].rstrip(":")
-        places = {**_PLACES, **_OWN_PLACES.get(config.method, {})}
+        places = _places(config, config.method)
         if config.network and not config.encoder:
             places["encoder"] = "network"
         place = places.get(first, first)
@@ -392,7 +395,7 @@ def check(config: ConfigDict) -> None:
                 f"config.data.{name} is {config.data[name]!r}; it must be "
                 f"{' or '.join(allowed)}"
             )
-    streaming.check(config, SHALLOW)
+    streaming.check(config, _is_shallow(config.method))
     protocol_of(config)
     with _named(config):
         for stage in ("pretrain", "train"):

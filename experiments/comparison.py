@@ -25,7 +25,7 @@ class Cell(NamedTuple):
     Attributes:
         data, method: names.
         setting: what else tells cells apart, such as {"ratio": 0.01}.
-        runs: ours, per cent, one for each run.
+        runs: ours, percent, one for each run.
         figure: the published mean, deviation and number of runs, if there is one.
         note: a sentence on the cell.
     """

@@ -71,7 +71,7 @@ def means(rows: Sequence[dict]) -> Any:
         )
     axis.set(
         title="AUROC over the runs",
-        xlabel="mean and standard deviation in per cent",
+        xlabel="mean and standard deviation in percent",
         yticks=range(len(settings)),
         yticklabels=settings,
     )
@@ -111,7 +111,7 @@ def curves(rows: Sequence[dict], name: str, label: str) -> Any:
         axis.set(title=one, xlabel=label)
         axis.locator_params(axis="x", nbins=5)
         axis.grid(alpha=0.3)
-    axes[0, 0].set_ylabel("AUROC in per cent")
+    axes[0, 0].set_ylabel("AUROC in percent")
     handles, names = axes[0, 0].get_legend_handles_labels()
     if any(row["published_mean"] is not None for row in rows):
         handles += axes[0, 0].plot([], [], ":", color="grey", lw=1)

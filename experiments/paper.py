@@ -1,11 +1,11 @@
-"""Reproduces the tables of Deep SAD's paper (Ruff et al., ICLR 2020), cell by cell.
+r"""Reproduces the tables of Deep SAD's paper (Ruff et al., ICLR 2020), cell by cell.
 
     python -m experiments.paper --table=odds
-    python -m experiments.paper --table=ratio --data=mnist --budget=quick \\
+    python -m experiments.paper --table=ratio --data=mnist --budget=quick \
         --methods=deep_sad,ocsvm --config.data.dir=DATA
     python -m experiments.paper --table=ratio --data=mnist --config=my_study.py
 
-Tables: ratio (of labelled anomalies, Table 3), pollution (Table 4), classes (number of
+Tables: ratio (of labeled anomalies, Table 3), pollution (Table 4), classes (number of
 known anomalous classes, Table 5) and odds (Table 6); figures eta and rep_dim (5 and 6).
 A config file of your own (a network, a loss) holds for all runs. Every run leaves its
 folder; comparison.json, .csv, .md, .tex and pictures set ours beside the published

@@ -1,8 +1,8 @@
-"""Trains and evaluates one anomaly detector.
+r"""Trains and evaluates one anomaly detector.
 
     python -m experiments.run                                    # embedded digits
     python -m experiments.run --config=configs/odds.py:cardio --workdir=runs/cardio
-    python -m experiments.run --config=configs/mnist.py --config.data.normal_class=3 \\
+    python -m experiments.run --config=configs/mnist.py --config.data.normal_class=3 \
         --config.data.dir=DATA --config.train.epochs=50
 
 Results go to the working directory: config.json, data.json (a digest of the data),

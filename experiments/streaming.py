@@ -9,17 +9,17 @@ from deepsad_jax import preprocessing, stored, streams, training
 from deepsad_jax.data import protocol, sources
 
 
-def check(config: ml_collections.ConfigDict, shallow: tuple[str, ...]) -> None:
+def check(config: ml_collections.ConfigDict, is_shallow: bool) -> None:
     """Raises ValueError for what cannot be streamed.
 
     Args:
         config: of an experiment.
-        shallow: names of the methods that look at all rows at once.
+        is_shallow: whether its method looks at all rows at once.
     """
     if not config.data.stream:
         return
     name = next(iter(config.companions), "")
-    if config.method in shallow or config.hybrid:
+    if is_shallow or config.hybrid:
         name = config.method
     if name:
         raise ValueError(

@@ -1,9 +1,9 @@
-"""Runs an experiment for many methods, seeds, classes, ratios and tables.
+r"""Runs an experiment for many methods, seeds, classes, ratios and tables.
 
     python -m experiments.sweep --config=configs/odds.py:cardio --seeds=10
-    python -m experiments.sweep --config=configs/odds.py --seeds=10 \\
+    python -m experiments.sweep --config=configs/odds.py --seeds=10 \
         --tables=arrhythmia,cardio,satellite,satimage-2,shuttle,thyroid
-    python -m experiments.sweep --config=configs/mnist.py --normal_classes=all \\
+    python -m experiments.sweep --config=configs/mnist.py --normal_classes=all \
         --known_outlier_classes=all --methods=deep_sad,ssad_hybrid
 
 Each run leaves in its folder what experiments.run would leave, pictures on request;
@@ -26,7 +26,7 @@ from experiments import build, figures, grid, session, workdir
 flags.adopt_module_key_flags(grid)
 NORMAL_CLASSES = flags.DEFINE_list("normal_classes", [], "Normal classes, or all.")
 KNOWN_OUTLIER_CLASSES = flags.DEFINE_list(
-    "known_outlier_classes", [], "Classes of the labelled anomalies, or all."
+    "known_outlier_classes", [], "Classes of the labeled anomalies, or all."
 )
 _RATIOS = {
     name: flags.DEFINE_list(f"ratios_{name}", [], f"Values of data.ratio_{name}.")
@@ -90,7 +90,7 @@ def _row(method: str, name: str, group: list[dict]) -> dict:
 
 
 def table(rows: list[dict]) -> str:
-    """The summary as lines for the terminal, in per cent."""
+    """The summary as lines for the terminal, in percent."""
     names = [f"{row['method']} {row['setting']}" for row in rows]
     width = max(map(len, names))
     lines = [

@@ -41,10 +41,20 @@ jax.config.update(_LEAST, 0.0)
 _MOST = 0.9e9  # bytes
 # What takes longest begins first, so that no worker is left alone with it.
 _LONGEST = ("resume", "parallel", "full_effort", "checkpoints", "cli", "benchmark")
+# Together under a minute on two cores: hardly anything is compiled.
+_IN_A_MINUTE = """
+    api attributions charts columns decisions delimited evaluation examples frames
+    kernels labels losses matlab metrics preprocessing protocol thresholds values
+    writing
+""".split()
 
 
 def pytest_collection_modifyitems(items):
-    """Files in the order in which workers take them, see setup.cfg."""
+    """Marks the quick ones; files in the order in which workers take them, see
+    setup.cfg."""
+    for item in items:
+        if item.path.name.removesuffix("_test.py") in _IN_A_MINUTE:
+            item.add_marker("quick")
     places = {f"{name}_test.py": i for i, name in enumerate(_LONGEST)}
     items.sort(key=lambda item: places.get(item.path.name, len(places)))
 

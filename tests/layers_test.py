@@ -23,7 +23,7 @@ STATISTICS = {"mean": np.full(3, 0.5, np.float32), "var": np.full(3, 2.0, np.flo
 
 
 def test_batch_norm_uses_biased_variance_and_keeps_the_unbiased():
-    # torch.nn.BatchNorm: normalises by the biased variance, records the unbiased one.
+    # torch.nn.BatchNorm: normalizes by the biased variance, records the unbiased one.
     x = random(6, 4, 4, 3)
     y, updated = apply_norm(x, STATISTICS, train=True)
     flat = x.reshape(-1, 3).astype(np.float64)

@@ -186,9 +186,9 @@ def test_bernoulli_log_likelihood_is_that_of_scipy():
     expected = scipy.stats.bernoulli.logpmf(ones, p).sum(axis=1)
     actual = losses.bernoulli_log_likelihood(ones, logits)
     np.testing.assert_allclose(actual, expected, rtol=1e-5)
-    grey = rng.random((5, 8))
-    expected = np.sum(grey * np.log(p) + (1 - grey) * np.log(1 - p), axis=1)
-    actual = losses.bernoulli_log_likelihood(grey, logits)
+    gray = rng.random((5, 8))
+    expected = np.sum(gray * np.log(p) + (1 - gray) * np.log(1 - p), axis=1)
+    actual = losses.bernoulli_log_likelihood(gray, logits)
     np.testing.assert_allclose(actual, expected, rtol=1e-5)
     # Certain and right, certain and wrong, without overflow.
     actual = losses.bernoulli_log_likelihood(np.ones((2, 1)), np.array([[200], [-200]]))

@@ -26,7 +26,7 @@ PUBLISHED = (
     .joinpath(*("shared", "reference", "published", "deep_sad_tables.json"))
 )
 
-# Mean AUROC in per cent of the PyTorch original over five seeds, its split and its
+# Mean AUROC in percent of the PyTorch original over five seeds, its split and its
 # pretraining mended; the labeled anomalies and the split decide about +-2.5 for the
 # hardest of these.
 ORIGINAL = {"cardio": 98.4, "thyroid": 99.5}

@@ -424,7 +424,7 @@ def test_series_are_told_from_grey_images_by_their_name(tmp_path):
     path = tmp_path / "mine.npz"
     x, y = np.random.default_rng(0).normal(size=(6, 20, 3)), np.arange(6) % 2
     np.savez(path, X=x, y=y)
-    with pytest.raises(ValueError, match="grey images X.*series_train, series_test or"):
+    with pytest.raises(ValueError, match="gray images X.*series_train, series_test or"):
         sources.load(str(path))
     np.savez(path, series=x, y=y)
     assert sources.load(str(path)).x.shape == (6, 20, 3)

@@ -42,7 +42,7 @@ def read(
     Args:
         folder: with folders `normal`, `anomaly` and `unlabeled` (any of them, at any
             depth below), or with unlabeled images.
-        shape: `(height, width, channels)` that all get, 1 channel for grey and 3 for
+        shape: `(height, width, channels)` that all get, 1 channel for gray and 3 for
             colors. By default the size that all have, if they have one of at most 64
             pixels, else the median, scaled to that; in color if some are.
 
@@ -59,7 +59,7 @@ def read(
     if len(shape) != 3 or min(shape) < 1 or shape[2] not in (1, 3):
         raise ValueError(
             f"shape is {tuple(shape)}; it must be (height, width, channels), with 1 "
-            "channel for grey or 3 for colors"
+            "channel for gray or 3 for colors"
         )
     memory.check(len(paths) * int(np.prod(shape)))
     x = np.empty((len(paths), *shape), np.uint8)

@@ -31,7 +31,7 @@ class Source(NamedTuple):
         semi_targets: +1, 0 or -1 for each of `x`, where an expert has labeled them.
         label: what the labels are called where they come from, in words.
         series: whether arrays of rank 3 are series; `[n, height, width]` otherwise,
-            which are grey images, uint8 or floating in [0, 1].
+            which are gray images, uint8 or floating in [0, 1].
     """
 
     x: np.ndarray
@@ -203,7 +203,7 @@ def read_file(path: str | os.PathLike, label: str = "") -> Source:
       anomaly), `x_test`, `y_test` (0 normal, 1 anomaly), where labels are your own.
       Series `[n, time, channels]` are called `series_train`, `series_test` or `series`
       instead of `x_train`, `x_test` or `X`; under those names, `[n, height, width]`
-      are grey images.
+      are gray images.
     * `.mat` (version 5, which is up to -v7): the same, dense and numeric.
     * a folder: the same, each in a `.npy` file of its name.
     * `.csv`: numbers, separated by commas, semicolons, tabs or pipes, optionally under
@@ -320,7 +320,7 @@ def _examples(where: str, name: str, values, series: bool) -> np.ndarray:
         low, high = (0, 1) if x.dtype == np.uint8 else (x.min(), x.max())
         if not (low >= 0 and high <= 1):  # or NaN
             raise ValueError(
-                f"{where}: the grey images {name}, {list(x.shape)}, have values from "
+                f"{where}: the gray images {name}, {list(x.shape)}, have values from "
                 f"{low} to {high}; they must be uint8, or floating in [0, 1] (series "
                 "[n, time, channels] are called series_train, series_test or series)"
             )

@@ -117,7 +117,7 @@ def number(value: Any, form: str, factor: float = 1) -> Cell:
 
 
 def spread(mean: float | None, std: float | None, form: str = ".1f") -> Cell:
-    """A mean with its standard deviation, in per cent."""
+    """A mean with its standard deviation, in percent."""
     if mean is None:
         return Cell("")
     return Cell(f"{mean:{form}}" + ("" if std is None else f" ± {std:{form}}"), mean)

@@ -1,0 +1,1 @@
+"""Measures: see `python -m experiments.benchmark --help`."""

@@ -1,8 +1,8 @@
-"""Measures how fast the library trains here, against plain PyTorch loops where asked.
+r"""Measures how fast the library trains here, against plain PyTorch loops where asked.
 
     python -m experiments.benchmark                     # every network, our side
     python -m experiments.benchmark --torch             # and a PyTorch loop, in turn
-    python -m experiments.benchmark --measure=steps --networks=cardio_mlp \\
+    python -m experiments.benchmark --measure=steps --networks=cardio_mlp \
         --batch_sizes=128,1024 --runs=1,10 --devices=1,2 --dtypes=float32,bfloat16
     python -m experiments.benchmark --measure=pipeline,growth --networks=cardio_mlp
     python -m experiments.benchmark --measure=tables --data_dir=DATA --torch
@@ -15,7 +15,7 @@ steps: one epoch of each stage: samples/s, step time, FLOP/s achieved and their 
 what a large matrix product reaches here, compilation time, memory. pipeline: whole
 experiments after compilation. growth: twice the samples, runs or epochs. tables: the
 six ODDS tables by 10 seeds, start-up and compilation included. kernels: whole grids of
-the kernel baselines on MNIST's zeros with one in a hundred labelled, after compilation,
+the kernel baselines on MNIST's zeros with one in a hundred labeled, after compilation,
 against cvxopt, libsvm and scikit-learn's grid search. committee: fits of
 `estimators.DeepSAD` to tables of so many rows, against those of the paper's method
 alone. serving: one row in a program of `deepsad export`, by networks and the default
@@ -420,7 +420,7 @@ def _opponent(name, x, semi_targets, found) -> dict:
 
 
 def _zeros(data_dir, size) -> tuple[np.ndarray, np.ndarray]:
-    """MNIST's zeros, up to a size, one in a hundred a labelled one; rows in [0, 1]."""
+    """MNIST's zeros, up to a size, one in a hundred a labeled one; rows in [0, 1]."""
     from deepsad_jax.data import protocol, sources
 
     source = sources.load("mnist", data_dir)

@@ -135,7 +135,7 @@ class TorchRun:
             optimizer.step()
 
     def fit(self, pretrain, train) -> None:
-        """The whole experiment: both stages, and the centre between them."""
+        """The whole experiment: both stages, and the center between them."""
         for stage, optimization in (("pretrain", pretrain), ("train", train)):
             self.encoder.train()
             if stage == "train":
@@ -155,7 +155,7 @@ class TorchRun:
                 schedule.step()
 
     def score(self, x: np.ndarray) -> np.ndarray:
-        """Squared distances to the centre, in evaluation mode."""
+        """Squared distances to the center, in evaluation mode."""
         self.encoder.eval()
         with torch.no_grad():
             embeddings = self.encoder(_to_tensor(x))

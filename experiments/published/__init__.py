@@ -1,4 +1,4 @@
-"""Published figures, in per cent, as tables beside this file.
+"""Published figures, in percent, as tables beside this file.
 
 `deep_sad.csv`: Ruff et al., "Deep Semi-Supervised Anomaly Detection", the ICLR 2020
 submission (OpenReview HkgH0TEYwH, 25 September 2019), Tables 3 to 6. Raw SSAD of the
@@ -20,7 +20,7 @@ class Figure(NamedTuple):
     """One cell of a table of the paper.
 
     Attributes:
-        mean, std: AUROC in per cent, over `runs` experiments.
+        mean, std: AUROC in percent, over `runs` experiments.
     """
 
     mean: float
@@ -56,7 +56,7 @@ def adbench(metric: str) -> dict[tuple[int, str], dict[str, float]]:
         metric: AUCROC or AUCPR, the average precision.
 
     Returns:
-        Per cent by algorithm, for each per cent labeled and data set.
+        Percent by algorithm, for each percent labeled and data set.
     """
     with (_HERE / "adbench.csv").open(newline="") as file:
         return {
