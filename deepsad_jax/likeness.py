@@ -31,7 +31,7 @@ def unlike(
 
     Args:
         x: some rows, `[n, columns]`.
-        z: the same, scaled by the ranges of the training to its [0, 1].
+        z: the same, scaled as the training was, to [0, 1] or standardized.
         low, high: these ranges.
         lower, upper: 5th and 95th percentiles of the training's z; empty if unknown.
         few_columns_tell: whether one column is enough: an image says much of its one
@@ -41,7 +41,11 @@ def unlike(
     quarters = np.quantile(z, (0.25, 0.75), axis=0)
     width = np.subtract(*np.quantile(z, (0.95, 0.05), axis=0))
     typical = np.subtract(upper, lower) if len(lower) else 0.0 * width
-    off = (quarters[0] < 0) | (quarters[1] > 1)
+    bottom, top = 0.0, 1.0
+    if len(lower):  # beyond 0 and 1 where rows are standardized
+        bottom = np.where(np.less(lower, 0), lower - typical, 0)
+        top = np.where(np.greater(upper, 1), upper + typical, 1)
+    off = (quarters[0] < bottom) | (quarters[1] > top)
     off |= ((typical > 0) & (width > 50 * typical)) | (np.abs(z).max(axis=0) > 50)
     if off.mean() >= 0.2:
         return f"{off.sum()} of {len(off)} columns lie mostly outside of its range"

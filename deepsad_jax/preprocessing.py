@@ -354,7 +354,8 @@ def standard(x: Any, name: str = "x") -> Preprocessing:
     x = np.asarray(x, np.float64)
     mean, deviation = x.mean(axis=0), x.std(axis=0)
     # An affine map is one, whatever its two points are called.
-    return MinMax(tuple(mean.tolist()), tuple((mean + deviation).tolist()))
+    made = MinMax(tuple(mean.tolist()), tuple((mean + deviation).tolist()))
+    return made.with_usual(likeness.sample(x))
 
 
 def of_range(rank: int, low: np.ndarray, high: np.ndarray) -> Preprocessing:

@@ -362,9 +362,7 @@ def scaling_of(x: Any, *, standard: bool = False) -> preprocessing.Preprocessing
         return ranges.auto()
     for rows in stored.blocks(x):
         ranges.add(np.asarray(x[rows]), f"x from row {rows.start} on")
-    if standard:
-        return ranges.standard()
-    found = ranges.auto()
+    found = ranges.standard() if standard else ranges.auto()
     if x.ndim == 2:
         found = found.with_usual(likeness.sample(x))
     return found

@@ -1,5 +1,6 @@
 import json
 import pathlib
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -258,3 +259,15 @@ def test_without_percentiles_rows_outside_of_the_range_are_still_told(recwarn):
     assert not recwarn.list
     with pytest.warns(UserWarning, match="2 of 2 columns lie mostly outside"):
         scaling.check(RNG.normal(0, 1, (20, 2)))
+
+
+def test_standardized_rows_look_like_themselves_and_unlike_others():
+    x = np.random.default_rng(0).normal(50, 10, (400, 5))
+    made = preprocessing.standard(x)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        made.check(x)
+        made.check(x[:100] + 5)
+    for other in (made(x), (x - x.min(0)) / np.ptp(x, axis=0), 1000 * x):
+        with pytest.warns(UserWarning, match="scaled in another way"):
+            made.check(other)
