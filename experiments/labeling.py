@@ -164,7 +164,8 @@ def main(folder, strategies, seeds, picture, out):
     means = {strategy: np.mean(found, axis=0) for strategy, found in lines.items()}
     print(*summarize(means), sep="\n")
     if picture:
-        draw(picture, means, f"{len(paths)} tables, {seeds} seeds")
+        which = "seed 0" if seeds == 1 else f"seeds 0 to {seeds - 1}"
+        draw(picture, means, f"{len(paths)} tables, {which}")
 
 
 def _kept(out, path, strategies, seed):
