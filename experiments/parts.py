@@ -15,9 +15,10 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from configs import saved
 from deepsad_jax import metrics, model
 from deepsad_jax.detectors import committee
-from experiments import build, grid, workdir
+from experiments import build, workdir
 
 _MEASURES = (metrics.auroc, metrics.average_precision)
 
@@ -37,7 +38,7 @@ def measured(
         if not isinstance(fitted.objective, committee.Committee):
             continue
         none = False
-        config = _config(path.parent)
+        config = saved.get_config(str(path.with_name(workdir.CONFIG)))
         problem = build.experiment(config).problem
         said = committee.opinions(fitted, problem.x_test)
         whole = sum(said.values())
@@ -57,17 +58,6 @@ def measured(
         )
     if none:
         raise FileNotFoundError(f"{folder} holds no finished run of a committee")
-
-
-def _config(folder: pathlib.Path) -> grid.Config:
-    """That of a run, with the tuples that JSON does not know."""
-
-    def typed(content):
-        if isinstance(content, dict):
-            return {name: typed(value) for name, value in content.items()}
-        return tuple(content) if isinstance(content, list) else content
-
-    return grid.Config(typed(workdir.read_json(folder / workdir.CONFIG)))
 
 
 def as_markdown(folder: pathlib.Path) -> str:
