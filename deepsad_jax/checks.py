@@ -1,5 +1,6 @@
 """What a user calls an array, as one; whatever it lacks is said in a sentence."""
 
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -88,3 +89,9 @@ def place(position: tuple[int, ...]) -> str:
     if len(position) == 2:
         return f"row {position[0]}, column {position[1]}"
     return f"row {position[0]}, at {list(position[1:])}"
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value is a finite number of Python's, no larger than arrays hold."""
+    most = 2**64 if type(value) is int else sys.float_info.max
+    return type(value) in (int, float) and abs(value) <= most

@@ -264,14 +264,9 @@ def _advanced(gram, box, state, spread, tolerance, max_iterations):
             )
             values += length * steps[slot] * gram.row(indices[slot])
         slack = jnp.where(spare <= length, 0.0, state.slack + length * gain)
-        return _State(
-            updated,
-            values,
-            slack,
-            state.energy - 2 * length * slope + length**2 * curvature,
-            state.iterations + 1,
-            choose(updated, values, slack),
-        )
+        energy = state.energy - 2 * length * slope + length**2 * curvature
+        choice = choose(updated, values, slack)
+        return _State(updated, values, slack, energy, state.iterations + 1, choice)
 
     def unfinished(state):
         more = state.iterations < max_iterations

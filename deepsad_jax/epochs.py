@@ -1,9 +1,6 @@
 """The one way through the epochs, and the one way to evaluate.
 
-Data are arrays on the device, of which a batch is a gather, or a stream of batches.
-Programs are compiled once for equal values. XLA runs convolutions inside loops on a
-slow path on CPUs, so a program that contains one is called step by step there; all
-others are one loop over steps and epochs.
+Programs are compiled once for equal values; see `loops` for what they are.
 """
 
 import concurrent.futures
@@ -17,210 +14,20 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
 from deepsad_jax import fast_cpu, methods, parallel, streams, training
-from deepsad_jax.training import Batch, TrainingSet
+from deepsad_jax.loops import PIECE, Programs
+from deepsad_jax.training import Batch
 
 Variables = dict[str, Any]
 History = dict[str, np.ndarray]
 
-# Epochs in one call of a compiled program, at most; it records so many.
-PIECE = 64
 # Rows evaluated at once: few programs serve any number of rows. One serves those of
 # tables, whose scores are then the same bits whatever is scored beside them.
 _CHUNKS, _TABLE_CHUNKS = (16, 512), (256,)
 _BLOCK = 2**16
 # Compiles while others train; what fails there fails again where it is needed.
 _BACKGROUND = concurrent.futures.ThreadPoolExecutor(1, "compilation")
-
-
-class Programs:
-    """The compiled programs of an objective with an optimizer.
-
-    Args:
-        objective: what is trained.
-        stage: its optimizer and batch size count.
-        plan: on which devices.
-        convolutional: whether a step contains convolutions.
-    """
-
-    def __init__(self, objective, stage, plan, convolutional):
-        # In no cycle, so that what nobody needs any more is freed at once.
-        self._run = run = _OneRun(objective, stage)
-        self.plan = plan
-        on_cpu = jax.default_backend() == "cpu"
-        self.per_step = convolutional and on_cpu and not plan.many
-        made = fast_cpu.compiler_options if self.per_step else fast_cpu.quick_options
-        compile_ = functools.partial(plan.compile, options=made())
-        axes = TrainingSet(None if plan.shared_inputs else 0, 0, 0, 0)
-        self.start = plan.compile(run.start, options=fast_cpu.quick_options())
-        self._prepare = compile_(run.prepare, (axes, 0, None))
-        self._train_on = compile_(run.step, (0, 0, axes, 0, 0, None), donate=(0, 1))
-        self._train_on_rows = compile_(run.on_rows, donate=(0, 1), split=2)
-        self._loop = compile_(run.loop, (0, axes, 0, None, None), donate=(0,))
-
-    def advance(self, state, data, key, first, last):
-        """(state, metrics by epoch) after the epochs `first` to `last - 1`."""
-        if not self.per_step:
-            return self._loop(state, data, key, first, last)
-        steps, records = int(data.size) // self._run.stage.batch_size, []
-        for epoch in range(first, last):
-            order, step_key = self._prepare(data, key, epoch)
-            totals = _zeros(self._run.shapes(state, data.x.shape[1:]))
-            for i in range(steps):
-                state, totals = self._train_on(state, totals, data, order, step_key, i)
-            records.append(totals)
-        return state, _stacked(records)
-
-    def advance_stream(self, state, stream, key, first, last):
-        """As `advance`, with the batches of a stream."""
-        size, records = self._run.stage.batch_size, []
-        steps = stream.steps(size)
-        for epoch in range(first, last):
-            order_key, step_key = _epoch_keys(key, epoch)
-            totals = _zeros(self._run.shapes(state, stream.shape))
-            done = 0
-            for piece, count in self._pieces(stream, epoch, order_key):
-                # The next is read while one is computed, and no more are in memory.
-                jax.block_until_ready(totals)
-                state, totals = self._train_on_rows(
-                    state, totals, piece, step_key, done, count, steps
-                )
-                done += count
-            if not done:
-                raise ValueError("no batch of data has rows for every device")
-            records.append(totals)
-        return state, _stacked(records)
-
-    def _pieces(self, stream, epoch, key):
-        """Pieces of an epoch on the device, of one batch where that must be."""
-        axis = int(self.plan.share > 1)
-        for piece, count in stream.pieces(
-            self.plan, self._run.stage.batch_size, epoch, key
-        ):
-            parts = [(piece, count)]
-            if self.per_step and piece.x.shape[axis] > 1:
-                at = (slice(None),) * axis
-                parts = [
-                    (Batch(*(part[*at, i : i + 1] for part in piece)), 1)
-                    for i in range(count)
-                ]
-            for part, number in parts:
-                yield part if axis else jax.device_put(part), number
-
-
-class _OneRun:
-    """What is compiled: pure functions of an objective and a stage."""
-
-    def __init__(self, objective, stage):
-        self.objective, self.stage, self._found_shapes = objective, stage, {}
-
-    def start(self, variables):
-        # Training overwrites the memory of its state; the caller's arrays stay.
-        variables = jax.tree.map(jnp.copy, variables)
-        return training.start(variables, self.stage.optimizer_for(1))
-
-    def loop(self, state, data, key, first, last):
-        """(state, metrics `[PIECE, ...]`) after the epochs `first` to `last - 1`.
-
-        An epoch depends on the key and its number alone, so training may be cut into
-        any pieces. Bounds are dynamic: one compilation serves all.
-        """
-        steps = data.size // self.stage.batch_size
-        step = training.make_step(self.objective, self.stage.optimizer_for(steps))
-
-        def one_epoch(epoch, carry):
-            order, step_key = _prepare(data, key, epoch)
-
-            def one_step(i, carry):
-                batch = self._batch(data, order, i)
-                state, more = step(carry[0], batch, jax.random.fold_in(step_key, i))
-                return state, _merged(carry[1], more)
-
-            (state, records), place = carry, epoch - first
-            state, totals = lax.fori_loop(0, steps, one_step, (state, zeros))
-            records = jax.tree.map(
-                lambda series, total: series.at[place].set(total), records, totals
-            )
-            return state, records
-
-        zeros = _zeros(self.shapes(state, data.x.shape[1:]))
-        records = jax.tree.map(lambda z: jnp.zeros((PIECE, *z.shape), z.dtype), zeros)
-        return lax.fori_loop(first, last, one_epoch, (state, records))
-
-    def prepare(self, data, key, epoch):
-        return _prepare(data, key, epoch)  # a jitted one would keep its programs
-
-    def step(self, state, totals, data, order, key, i):
-        steps = data.size // self.stage.batch_size
-        step = training.make_step(self.objective, self.stage.optimizer_for(steps))
-        batch = self._batch(data, order, i)
-        state, more = step(state, batch, jax.random.fold_in(key, i))
-        return state, _merged(totals, more)
-
-    def on_rows(self, state, totals, piece, key, first, count, steps):
-        """(state, totals) after the first `count` batches of a piece, `[most, ...]`."""
-        step = training.make_step(self.objective, self.stage.optimizer_for(steps))
-
-        def one_step(i, carry):
-            batch = Batch(training.as_float(piece.x[i]), piece.semi_targets[i])
-            state, more = step(carry[0], batch, jax.random.fold_in(key, first + i))
-            return state, _merged(carry[1], more)
-
-        if len(piece.x) == 1:
-            return one_step(0, (state, totals))
-        return lax.fori_loop(0, count, one_step, (state, totals))
-
-    def _batch(self, data, order, i):
-        share = self.stage.batch_size // parallel.shares()
-        entries = lax.dynamic_slice_in_dim(
-            order, i * self.stage.batch_size + parallel.rank() * share, share
-        )
-        x = training.as_float(data.x[data.indices[entries]])
-        return Batch(x, data.semi_targets[entries])
-
-    def shapes(self, state, example):
-        """Of the metrics of a step, for examples of a shape."""
-        found = self._found_shapes
-        if example not in found:
-            found[example] = self._trace_shapes(state, example)
-        return found[example]
-
-    def _trace_shapes(self, state, example):
-        x = jax.ShapeDtypeStruct((2, *example), jnp.float32)
-        batch = Batch(x, jax.ShapeDtypeStruct((2,), jnp.float32))
-        step = training.make_step(self.objective, self.stage.optimizer_for(1))
-        return jax.eval_shape(step, state, batch, jax.random.key(0))[1]
-
-
-def _zeros(shapes):
-    """The metrics of no step."""
-    return jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
-
-
-def _merged(totals, more):
-    return {name: totals[name].merge(metric) for name, metric in more.items()}
-
-
-def _stacked(records):
-    return jax.tree.map(lambda *series: np.stack(series), *jax.device_get(records))
-
-
-def _prepare(
-    data: TrainingSet, key: jax.Array, epoch: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """The order of an epoch and the key of its steps."""
-    order_key, step_key = _keys_of(key, epoch)
-    return streams.shuffled(order_key, data.indices.shape[0], data.size), step_key
-
-
-def _keys_of(key, epoch):
-    key = jax.random.fold_in(key, epoch)
-    return jax.random.fold_in(key, 0), jax.random.fold_in(key, 1)
-
-
-_epoch_keys = parallel.compiled(_keys_of)
 
 
 # What is found again: enough for the stages of a few methods on data of a few shapes,
@@ -394,19 +201,10 @@ class Trainer:
         """
         began, check = time.perf_counter(), check or check_finite
         key, data = self.keys[name], self.data
-        if name in self._warming:
-            concurrent.futures.wait([self._warming.pop(name)])
-        made = self._programs(objective, stage)
-        is_stream = isinstance(data, streams.Stream)
-        advance = made.advance_stream if is_stream else made.advance
-        state, history, first, piece = made.start(variables), {}, 0, 1
-        if self._keeper is not None:
-            found = self._keeper.restore(name, state, key, stage.epochs)
-            if found is not None:
-                first, seconds, state, history = found
-                began -= seconds
-                self._report(name, first, history)
-        done = first
+        start, advance = self._ready(name, objective, stage)
+        state = start(variables)
+        first, seconds, state, history = self._begun(name, state, key, stage.epochs)
+        began, done, piece = began - seconds, first, 1
         while done < stage.epochs:
             last = min(done + piece, stage.epochs)
             clock = time.perf_counter()
@@ -430,21 +228,41 @@ class Trainer:
                 continue
             # The first piece includes the compilation and says nothing of the speed.
             if done > first:
-                piece = math.floor((last - done) * min(4.0, 0.25 / seconds))
-                piece = min(max(1, piece), PIECE)
-            if self.plan.processes > 1:
-                piece = 1  # the same in all of them, whose clocks differ
+                piece = self._next_piece(last - done, seconds)
             done = last
             self._report(name, done, history)
             if self._keeper is not None:
                 seconds = time.perf_counter() - began
-                self._keeper.offer(
-                    *(name, done, seconds, state, history, key),
-                    last=done == stage.epochs,
-                )
+                saved = (name, done, seconds, state, history, key)
+                self._keeper.offer(*saved, last=done == stage.epochs)
         self.history[name] = history
         self.seconds[name] = (time.perf_counter() - began) / self._count
         return state.variables
+
+    def _ready(self, name, objective, stage):
+        """What starts a stage, and what advances it."""
+        if name in self._warming:
+            concurrent.futures.wait([self._warming.pop(name)])
+        made = self._programs(objective, stage)
+        is_stream = isinstance(self.data, streams.Stream)
+        return made.start, made.advance_stream if is_stream else made.advance
+
+    def _begun(self, name, state, key, epochs):
+        """Epochs done, seconds, state and history: at the start, or as saved."""
+        if self._keeper is not None:
+            found = self._keeper.restore(name, state, key, epochs)
+            if found is not None:
+                first, _, _, history = found
+                self._report(name, first, history)
+                return found
+        return 0, 0.0, state, {}
+
+    def _next_piece(self, epochs, seconds):
+        """Epochs of about a quarter of a second, after so many in so long."""
+        if self.plan.processes > 1:
+            return 1  # the same in all of them, whose clocks differ
+        piece = math.floor(epochs * min(4.0, 0.25 / seconds))
+        return min(max(1, piece), PIECE)
 
     def _write(self, history, records, first, last, epochs):
         runs, size = 2 * self.plan.many, last - first

@@ -10,7 +10,6 @@ import dataclasses
 import functools
 import math
 import numbers
-import sys
 import warnings
 from typing import Any, ClassVar
 
@@ -166,7 +165,7 @@ class Unchanged(Preprocessing):
 
     def __post_init__(self):
         known = [v for v in (self.low, self.high) if v is not None]
-        if not all(_is_number(v) for v in known) or known != sorted(known):
+        if not all(checks.is_number(v) for v in known) or known != sorted(known):
             raise ValueError(
                 f"low is {self.low!r} and high is {self.high!r}; they must be numbers, "
                 "low <= high, or None"
@@ -217,7 +216,7 @@ class MinMax(Preprocessing):
         for field in dataclasses.fields(self):
             values = getattr(self, field.name)
             values = tuple(values) if isinstance(values, (list, tuple)) else (None,)
-            if not all(_is_number(value) for value in values):
+            if not all(checks.is_number(value) for value in values):
                 raise ValueError(
                     f"{field.name} must hold finite numbers, one per column"
                 )
@@ -396,8 +395,3 @@ def from_json(content: Any) -> Preprocessing:
             f"the preprocessing {kind} has fields {sorted(fields)}, not {sorted(names)}"
         )
     return KINDS[kind](**fields)
-
-
-def _is_number(value: Any) -> bool:
-    most = 2**64 if type(value) is int else sys.float_info.max
-    return type(value) in (int, float) and abs(value) <= most

@@ -22,16 +22,7 @@ def model(state: dict[str, Any], meta: dict[str, Any], make: Callable) -> Any:
         ValueError: if it is something else.
     """
     make = functools.partial(make, versions={"deepsad_jax": "0.1"})
-    name = meta["network"]
-    if isinstance(name, str):
-        pair = networks.pair(name)
-    else:
-        hidden, columns = tuple(name["hidden"]), name["input_shape"][0]
-        pair = networks.Pair(
-            networks.MLPEncoder(hidden, name["rep_dim"]),
-            networks.MLPDecoder(hidden[::-1], columns),
-            (columns,),
-        )
+    pair = _pair(meta["network"])
     shape, method = pair.input_shape, meta.get("method", "deep_sad")
     scaling = preprocessing.Unchanged()
     if len(shape) == 1:
@@ -43,19 +34,7 @@ def model(state: dict[str, Any], meta: dict[str, Any], make: Callable) -> Any:
     else:
         scaling = preprocessing.Bytes()
     if method == "deep_sad":
-        base, encoder = None, dict(state["encoder"])
-        if state.get("autoencoder") is not None:
-            reconstruction = objectives.Autoencoder(pair.encoder, pair.decoder)
-            base = make(
-                "autoencoder", reconstruction, state["autoencoder"], scaling, shape
-            )
-        variables = {**encoder, "center": np.asarray(state["center"])}
-        objective = objectives.DeepSAD(pair.encoder)
-        if state.get("radius") is not None:
-            objective = objectives.SoftBoundary(pair.encoder)
-            variables["radius"] = np.asarray(state["radius"])
-            method = "deep_svdd"
-        return make(method, objective, variables, scaling, shape, base)
+        return _deep_sad(state, pair, scaling, make)
     params, rest = state["params"], state.get("model_state") or {}
     if method == "supervised":
         found = {
@@ -75,4 +54,31 @@ def model(state: dict[str, Any], meta: dict[str, Any], make: Callable) -> Any:
     vae = objectives.Elbo(generative.vae_for(pair.encoder, shape))
     base = make("vae", vae, {"params": rest["m1"]}, scaling, shape)
     variables["m1"] = {"encoder": rest["m1"]["encoder"]}
+    return make(method, objective, variables, scaling, shape, base)
+
+
+def _pair(network):
+    """The networks, by the name of those of the paper or the widths of others."""
+    if isinstance(network, str):
+        return networks.pair(network)
+    hidden, columns = tuple(network["hidden"]), network["input_shape"][0]
+    return networks.Pair(
+        networks.MLPEncoder(hidden, network["rep_dim"]),
+        networks.MLPDecoder(hidden[::-1], columns),
+        (columns,),
+    )
+
+
+def _deep_sad(state, pair, scaling, make):
+    """Deep SAD or soft-boundary Deep SVDD, with its autoencoder, if it had one."""
+    shape, method, base = pair.input_shape, "deep_sad", None
+    if state.get("autoencoder") is not None:
+        reconstruction = objectives.Autoencoder(pair.encoder, pair.decoder)
+        base = make("autoencoder", reconstruction, state["autoencoder"], scaling, shape)
+    variables = {**state["encoder"], "center": np.asarray(state["center"])}
+    objective = objectives.DeepSAD(pair.encoder)
+    if state.get("radius") is not None:
+        objective = objectives.SoftBoundary(pair.encoder)
+        variables["radius"] = np.asarray(state["radius"])
+        method = "deep_svdd"
     return make(method, objective, variables, scaling, shape, base)

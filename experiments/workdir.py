@@ -13,7 +13,6 @@ import math
 import os
 import pathlib
 import shutil
-import socket
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -21,20 +20,10 @@ from typing import Any
 import numpy as np
 
 from deepsad_jax import writing
-
-try:
-    import fcntl
-except ImportError:  # another system
-    fcntl = None
+from experiments import locks
 
 CONFIG, DATA, RESULTS = "config.json", "data.json", "results.json"
 MAY_DIFFER = ("devices", "checkpoint")
-# A hidden name that nobody else gives to a file.
-_LOCK = ".deepsad-lock"
-
-
-class Taken(ValueError):
-    """Another command works in the folder."""
 
 
 @contextlib.contextmanager
@@ -60,8 +49,8 @@ def locked(
     """
     folder = _opened(path, label, config, resume, may_differ)
     for above in folder.absolute().parents[:2]:  # where a sweep may be at work
-        _check_free(above)
-    with _lock(folder, shared):
+        locks.check_free(above)
+    with locks.held(folder, shared):
         check(folder, config, resume, may_differ)  # it may have been finished since
         if not shared:  # else others may be writing in it
             remove_partial(folder)
@@ -84,8 +73,8 @@ def claimed(folder: pathlib.Path, config: dict) -> Iterator[bool]:
     _opened(str(folder), "", config, True, MAY_DIFFER)
     with contextlib.ExitStack() as stack:
         try:
-            stack.enter_context(_lock(folder))
-        except Taken:
+            stack.enter_context(locks.held(folder))
+        except locks.Taken:
             yield False
             return
         if is_ours := not (folder / RESULTS).exists():
@@ -118,7 +107,7 @@ def prepare(
         OSError: if it cannot be written.
     """
     folder = _opened(path, label, config, resume, may_differ)
-    _check_free(folder)
+    locks.check_free(folder)
     remove_partial(folder)
     return _begun(folder, config)
 
@@ -251,61 +240,6 @@ def _make(folder: pathlib.Path, exist_ok: bool = True) -> pathlib.Path:
     if not os.access(folder, os.W_OK):
         raise PermissionError(f"--workdir {folder} cannot be written")
     return folder
-
-
-@contextlib.contextmanager
-def _lock(folder: pathlib.Path, shared: bool = False) -> Iterator[None]:
-    path = folder / _LOCK
-    while True:
-        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            _flock(file, "LOCK_SH" if shared else "LOCK_EX", folder)
-        except ValueError:
-            os.close(file)
-            raise
-        with contextlib.suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(file), os.stat(path)):
-                break
-        os.close(file)  # who had it has just removed it
-    now = datetime.datetime.now().strftime("%Y-%m-%d %H:%M:%S")
-    who = f"process {os.getpid()} on {socket.gethostname()} since {now}"
-    try:
-        with contextlib.suppress(OSError):  # a full disk
-            os.ftruncate(file, 0)
-            os.pwrite(file, who.encode(), 0)
-        yield
-    finally:
-        if not shared:  # others may have it still
-            path.unlink(missing_ok=True)
-        os.close(file)
-
-
-def _check_free(folder: pathlib.Path) -> None:
-    with contextlib.suppress(OSError):
-        file = os.open(folder / _LOCK, os.O_RDWR)
-        try:
-            _flock(file, "LOCK_SH", folder)
-        finally:
-            os.close(file)
-
-
-def _flock(file: int, kind: str, folder: pathlib.Path) -> None:
-    """Raises ValueError that names who has the lock."""
-    try:
-        if fcntl is None:
-            raise OSError(0, "this system has none")
-        fcntl.flock(file, getattr(fcntl, kind) | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        who = os.pread(file, 200, 0).decode(errors="replace") or "another process"
-        raise Taken(
-            f"--workdir {folder} is in use by {who}; wait until it has ended, or "
-            "choose another folder"
-        ) from error
-    except OSError as error:
-        logging.getLogger(__name__).warning(
-            "%s cannot be locked (%s); see to it that no other command works there",
-            *(folder, error.strerror),
-        )
 
 
 def remove_partial(folder: pathlib.Path) -> None:

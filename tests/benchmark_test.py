@@ -9,7 +9,7 @@ import oracles
 import pytest
 
 from deepsad_jax import losses, networks, torch_weights, training
-from experiments.benchmark import __main__ as benchmark
+from experiments.benchmark import subjects
 
 
 def test_the_command_measures_and_writes_json(command, tmp_path):
@@ -40,7 +40,7 @@ def test_the_pytorch_opponent_computes_the_same_losses(network):
     torch = pytest.importorskip("torch")
     from experiments.benchmark import torch_loop
 
-    data = benchmark.synthetic(network, 48)
+    data = subjects.synthetic(network, 48)
     opponent = torch_loop.TorchRun(network, data.x, data.semi_targets)
     # The original's weights, by their names for us, by their shapes for the opponent.
     state = {

@@ -16,7 +16,7 @@ import pytest
 
 from deepsad_jax import checkpoints, writing
 from deepsad_jax import model as models
-from experiments import workdir
+from experiments import locks, workdir
 
 ROOT = pathlib.Path(__file__).parents[1]
 CONFIG = {"seed": 0, "eta": 1.0, "devices": 1, "train": {"epochs": 3}}
@@ -201,7 +201,7 @@ def test_a_second_command_is_told_who_is_there_and_touches_nothing(tmp_path):
 def test_a_lock_ends_with_its_block(tmp_path):
     for _ in range(2):
         with contextlib.suppress(KeyError), workdir.locked(str(tmp_path), "", CONFIG):
-            assert (tmp_path / workdir._LOCK).exists()
+            assert (tmp_path / locks._LOCK).exists()
             raise KeyError
         assert {path.name for path in tmp_path.iterdir()} == {"config.json"}
 
@@ -240,9 +240,9 @@ def test_where_there_are_no_locks_a_command_says_so_and_goes_on(
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
     if how == "error":
-        monkeypatch.setattr(workdir.fcntl, "flock", flock)
+        monkeypatch.setattr(locks.fcntl, "flock", flock)
     else:
-        monkeypatch.setattr(workdir, "fcntl", None)
+        monkeypatch.setattr(locks, "fcntl", None)
     with workdir.locked(str(tmp_path), "", CONFIG):
         assert f"{tmp_path} cannot be locked" in caplog.text
 

@@ -1,0 +1,118 @@
+"""Epochs of each stage: how fast they are, and what the device could do."""
+
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from deepsad_jax import epochs, parallel, training
+from experiments.benchmark import subjects
+
+STAGES = ("pretrain", "train")
+
+
+class _Stage:
+    """One stage of a network, ready to be advanced by an epoch."""
+
+    def __init__(self, stage, network, sets, optimization, plan, dtype):
+        self.objective = subjects.objective(stage, network, dtype)
+        keys = [jax.random.key(i) for i in range(len(sets))]
+        trainer = epochs.Trainer(keys, sets, plan, ("train",))
+        starts = trainer.take(trainer.init(self.objective, "train"))
+        if stage == "train":
+            starts = [{**s, "center": np.full_like(s["center"], 0.1)} for s in starts]
+        conv = epochs.is_convolutional(self.objective, trainer.shape)
+        programs = epochs.Programs(self.objective, optimization, plan, conv)
+        self.state = programs.start(trainer.put(starts))
+        self.arguments = (trainer.data, trainer.keys["train"], 0, 1)
+        self.advance = programs.advance
+
+    def epoch(self):
+        self.state, _ = self.advance(self.state, *self.arguments)
+        jax.block_until_ready(self.state)
+
+
+def step_flops(stage, network, batch_size, dtype) -> float | None:
+    """Floating-point operations of one step, as XLA counts them."""
+    optimization = training.Stage(batch_size=batch_size, epochs=1)
+    data = subjects.synthetic(network, batch_size)
+    one = _Stage(stage, network, [data], optimization, parallel.one(), dtype)
+    step = training.make_step(one.objective, optimization.optimizer_for(1))
+    batch = training.Batch(
+        training.as_float(jnp.asarray(data.x)), jnp.asarray(data.semi_targets)
+    )
+    compiled = jax.jit(step).lower(one.state, batch, jax.random.key(0)).compile()
+    return (compiled.cost_analysis() or {}).get("flops")
+
+
+def steps(
+    network, batch_size, runs, devices, dtype, *, batches, repeats, against_torch
+) -> list[dict]:
+    """Epochs of both stages of so many batches, ours and PyTorch's in turn."""
+    optimization = training.Stage(batch_size=batch_size, epochs=1)
+    size = batches * batch_size
+    sets = [subjects.synthetic(network, size, seed) for seed in range(runs)]
+    plan = parallel.split_batch(devices)
+    if runs > 1:
+        on_cpu = jax.default_backend() == "cpu"
+        plan = parallel.Plan(devices, True, not on_cpu, shared_inputs=False)
+    peak = peak_flops(dtype) * devices
+    rows = []
+    for stage in STAGES:
+        start = time.perf_counter()
+        ours = _Stage(stage, network, sets, optimization, plan, dtype)
+        ours.epoch()
+        compile_seconds = time.perf_counter() - start
+        contest = {"ours": ours.epoch}
+        if against_torch:
+            contest["torch"] = _torch_epoch(stage, network, sets[0], optimization)
+            contest["torch"]()
+        seconds = subjects.in_turn(contest, repeats)
+        per_step = seconds["ours"] / batches
+        flops = step_flops(stage, network, batch_size, dtype)
+        row = {
+            "network": network,
+            "stage": stage,
+            "batch_size": batch_size,
+            "runs": runs,
+            "devices": devices,
+            "dtype": jnp.dtype(dtype).name,
+            "samples_per_second": round(size * runs / seconds["ours"]),
+            "step_ms": 1e3 * per_step,
+            "gflops": flops and flops * runs / per_step / 1e9,
+            "share_of_peak": flops and flops * runs / per_step / peak,
+            "compile_seconds": compile_seconds,
+            "memory_mb": _memory(),
+        }
+        if against_torch:
+            row["torch_step_ms"] = 1e3 * seconds["torch"] / batches
+            row["ratio"] = seconds["torch"] / seconds["ours"]
+        rows.append(row)
+    return rows
+
+
+def peak_flops(dtype, size: int = 4096) -> float:
+    """FLOP/s of a large square matrix product: what the device reaches in practice."""
+    size = size if jax.default_backend() != "cpu" else 2048
+    a = jnp.ones((size, size), dtype)
+    product = jax.jit(jnp.matmul)
+    product(a, a).block_until_ready()
+    seconds = subjects.in_turn({"": lambda: product(a, a).block_until_ready()}, 5)[""]
+    return 2 * size**3 / seconds
+
+
+def _torch_epoch(stage, network, data, optimization):
+    run = subjects.torch_run(network, data)
+    optimizer = run.optimizer(stage, optimization)
+    return lambda: run.epoch(stage, optimizer, optimization.batch_size)
+
+
+def _memory() -> float:
+    """Most memory used so far, in MB: the device's, or the process's on a CPU."""
+    statistics_ = jax.local_devices()[0].memory_stats()
+    if statistics_:
+        return statistics_["peak_bytes_in_use"] / 1e6
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
