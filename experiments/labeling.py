@@ -142,7 +142,8 @@ def summarize(means):
         for strategy, lines in means.items():
             cells = " | ".join(f"{100 * value:.1f}" for value in lines[i])
             count = labels_for(lines[i], goal)
-            yield f"| {strategy} | {cells} | {count:.0f} |"
+            said = f"{count:.0f}" if np.isfinite(count) else "never"
+            yield f"| {strategy} | {cells} | {said} |"
 
 
 def main(folder, strategies, seeds, picture, out):
