@@ -101,8 +101,8 @@ def check_collectives():
 def check_shared_batches(method, shape, devices):
     data, key, plan = problem(shape), jax.random.key(3), parallel.split_batch(devices)
     one, several = method.fit(key, data), method.fit(key, data, plan=plan)
-    # Sums over the batch in another order; Adam's steps are 1e-3, and where a gradient is
-    # nearly zero its rounding decides a few hundredths of one.
+    # Sums over the batch in another order; Adam's steps are 1e-3, and where a gradient
+    # is nearly zero its rounding decides a few hundredths of one.
     assert largest_difference(arrays_of(several)[:2], arrays_of(one)[:2]) < 5e-5
     assert_close(several[1].history, one[1].history)
     scores = model.score(several[0], data.x, plan=plan)
