@@ -221,18 +221,13 @@ def _data_parallel(function, count, split):
     return call
 
 
-def is_first() -> bool:
-    """Whether this is the first of the processes that train together, or the only."""
-    return jax.process_index() == 0
-
-
 def from_first(content: bytes) -> bytes:
     """What the first of several processes has, in each of them; all must call it."""
     from jax.experimental import multihost_utils
 
     size = multihost_utils.broadcast_one_to_all(np.int32(len(content)))
     rows = np.zeros(int(size), np.uint8)
-    if is_first():
+    if jax.process_index() == 0:
         rows[:] = np.frombuffer(content, np.uint8)
     return np.asarray(multihost_utils.broadcast_one_to_all(rows)).tobytes()
 

@@ -59,6 +59,7 @@ METRICS = {"auroc": "AUCROC", "average_precision": "AUCPR"}
 # What the protocol decides for each run.
 _DECIDED = {"data.name", "data.protocol", "data.ratio_known_outlier", "seed", "method"}
 _DECIDED |= {"data.duplicates"}  # by a flag
+_TITLES = {"auroc": "AUROC", "average_precision": "Average precision"}
 _THEIRS = {"deep_sad": "DeepSAD"}
 
 
@@ -226,6 +227,17 @@ def _cells(jobs: dict[tuple, grid.Job]) -> list[comparison.Cell]:
     return cells
 
 
+def _draw(target: pathlib.Path, summary: list[dict]) -> None:
+    for one in summary:
+        if one["average_ranks"]:
+            title = f"{_TITLES[one['metric']]}, {one['percent']} % labeled"
+            drawing = figures.average_ranks(
+                one["average_ranks"], one["critical_difference"], title
+            )
+            name = f"ranks-{one['metric']}-{one['percent']}.png"
+            figures.save(target / name, drawing)
+
+
 def main(config: Config) -> None:
     folder, began = config.data.dir, time.time()
     files, seeds = tables(folder, grid.TABLES.value), grid.SEEDS.value or 3
@@ -272,14 +284,7 @@ def main(config: Config) -> None:
             "summary": summary,
         }
         comparison.write(target, rows, about)
-        for one in summary:
-            if one["average_ranks"]:
-                title = f"{one['metric']}, {one['percent']} % labeled"
-                drawing = figures.average_ranks(
-                    one["average_ranks"], one["critical_difference"], title
-                )
-                name = f"ranks-{one['metric']}-{one['percent']}.png"
-                figures.save(target / name, drawing)
+        _draw(target, summary)
         folders.write(target)
     print(as_markdown(summary))
     print(f"\nwritten to {target}")

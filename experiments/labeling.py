@@ -190,7 +190,7 @@ if __name__ == "__main__":
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--picture")
     parser.add_argument(
-        "--out", default="runs/labeling", help="what is kept of each run"
+        "--out", default="runs/labeling", help="keeps what a version has run"
     )
     parser.add_argument("--strategies", default=",".join(suggestions.STRATEGIES))
     given = parser.parse_args()

@@ -112,14 +112,10 @@ def check(method: Any, run: methods.Run) -> None:
     if not isinstance(names, tuple) or len({*names}) < len(names):
         raise ValueError(f"companions is {names!r}; it must be a tuple, each once")
     for name in names:
-        if name not in companions.FITS:
+        if name not in method.known_companions:
             raise ValueError(
-                f"companions has {name!r}; there are {', '.join(companions.FITS)}"
-            )
-        if method.method == "deep_svdd" and name in companions.SUPERVISED:
-            raise ValueError(
-                f"companions has {name!r}, which learns from labels, but deep_svdd "
-                "sees none; it may have isolation"
+                f"companions has {name!r}; those of {method.method} are "
+                f"{', '.join(method.known_companions)}"
             )
     if names and not isinstance(run.data, training.TrainingSet):
         raise ValueError(

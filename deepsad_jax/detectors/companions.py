@@ -26,6 +26,8 @@ from deepsad_jax import epochs, trees
 # What is fitted, and its variables.
 Fitted = tuple[Any, dict[str, Any]]
 _TREES, _SAMPLES = 100, 256
+# Values of rows from which on threads save more than they cost.
+_MANY = 2**16
 # Rows in a leaf, at least, of many rows.
 _LEAVES = {"forest": 30, "extra": 10}
 _KNOTS, _FAR = 257, 3.0
@@ -167,7 +169,7 @@ def fit_forest(
         _TREES,
         min_samples_leaf=int(np.clip(len(x) // 20, 1, _LEAVES[kind])),
         random_state=seed,
-        n_jobs=-1,
+        n_jobs=-1 if x.size > _MANY else 1,
     ).fit(x.astype(np.float32), semi_targets == -1, weights(semi_targets))
 
     def share(tree, depths):
@@ -207,5 +209,6 @@ FITS: dict[str, Callable[[np.ndarray, np.ndarray, int], Fitted]] = {
     "extra": fit_extra,
     "isolation": fit_isolation,
 }
+NAMES = tuple(FITS)
 # Those that tell known anomalies from the rest.
 SUPERVISED = ("linear", "forest", "extra")

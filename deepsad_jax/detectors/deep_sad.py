@@ -31,7 +31,7 @@ from deepsad_jax import (
     parallel,
     training,
 )
-from deepsad_jax.detectors import committee, deep
+from deepsad_jax.detectors import committee, companions, deep
 
 _KEY_USES = ("init_autoencoder", "pretrain", "init_encoder", "train")
 
@@ -123,8 +123,10 @@ class DeepSAD(deep.Deep):
         members: networks, trained from different initial weights, whose mean is the
             score; see `committee`. One, as in the paper, by default.
         companions: cheap detectors that judge beside the networks, of which
-            `companions.FITS` has the names; none, as in the paper, by default.
+            `companions.NAMES` are there; none, as in the paper, by default.
     """
+
+    known_companions: ClassVar[tuple[str, ...]] = companions.NAMES
 
     encoder: Any = None
     decoder: Any = None
@@ -299,6 +301,7 @@ class DeepSVDD(DeepSAD):
     loss: Callable | str = "one_class"
 
     method: ClassVar[str] = "deep_svdd"
+    known_companions: ClassVar[tuple[str, ...]] = ("isolation",)
 
 
 def fit(

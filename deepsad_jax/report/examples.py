@@ -36,7 +36,7 @@ class Shown(NamedTuple):
     """One example on a page.
 
     Attributes:
-        number: of its row, from 0.
+        number: that a user knows its row by.
         score: higher = more anomalous.
         kind: what it is known to be.
         look: a class of the style for the kind.

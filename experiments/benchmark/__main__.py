@@ -40,7 +40,6 @@ from experiments.benchmark import (
     serving,
     steps,
     stream,
-    subjects,
     whole,
 )
 
@@ -71,20 +70,12 @@ DATA_DIR = flags.DEFINE_string("data_dir", "", "Folder with the real data.")
 JSON = flags.DEFINE_string("json", "", "File to write the rows to.")
 
 
-def streamed(network: str) -> list[dict]:
-    """Epochs from files against epochs from memory."""
-    trained = {s: subjects.objective(s, network, "float32") for s in steps.STAGES}
+def _streamed(network: str) -> list[dict]:
     return [
-        {"network": network, **row}
+        row
         for size in map(int, SIZES.value)
         for batch_size in map(int, BATCH_SIZES.value)
-        for row in stream.stream(
-            subjects.synthetic(network, size),
-            trained,
-            batch_size,
-            subjects.in_turn,
-            REPEATS.value,
-        )
+        for row in stream.stream(network, size, batch_size, REPEATS.value)
     ]
 
 
@@ -139,7 +130,7 @@ def measured(what: str, names: list[str]) -> list[dict]:
         served = NETWORKS.value or [*names, serving.COMMITTEE]
         found = map(serving.serving, served)
     elif what == "stream":
-        found = map(streamed, names)
+        found = map(_streamed, names)
     else:
         raise app.UsageError(f"--measure={what} is not known; see --help")
     return [row for rows in found for row in rows]

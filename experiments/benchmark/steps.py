@@ -4,41 +4,18 @@ import time
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from deepsad_jax import epochs, parallel, training
+from deepsad_jax import parallel, training
 from experiments.benchmark import subjects
-
-STAGES = ("pretrain", "train")
-
-
-class _Stage:
-    """One stage of a network, ready to be advanced by an epoch."""
-
-    def __init__(self, stage, network, sets, optimization, plan, dtype):
-        self.objective = subjects.objective(stage, network, dtype)
-        keys = [jax.random.key(i) for i in range(len(sets))]
-        trainer = epochs.Trainer(keys, sets, plan, ("train",))
-        starts = trainer.take(trainer.init(self.objective, "train"))
-        if stage == "train":
-            starts = [{**s, "center": np.full_like(s["center"], 0.1)} for s in starts]
-        conv = epochs.is_convolutional(self.objective, trainer.shape)
-        programs = epochs.Programs(self.objective, optimization, plan, conv)
-        self.state = programs.start(trainer.put(starts))
-        self.arguments = (trainer.data, trainer.keys["train"], 0, 1)
-        self.advance = programs.advance
-
-    def epoch(self):
-        self.state, _ = self.advance(self.state, *self.arguments)
-        jax.block_until_ready(self.state)
 
 
 def step_flops(stage, network, batch_size, dtype) -> float | None:
     """Floating-point operations of one step, as XLA counts them."""
     optimization = training.Stage(batch_size=batch_size, epochs=1)
     data = subjects.synthetic(network, batch_size)
-    one = _Stage(stage, network, [data], optimization, parallel.one(), dtype)
-    step = training.make_step(one.objective, optimization.optimizer_for(1))
+    objective = subjects.objective(stage, network, dtype)
+    one = subjects.Epochs(objective, [data], optimization, parallel.one())
+    step = training.make_step(objective, optimization.optimizer_for(1))
     batch = training.Batch(
         training.as_float(jnp.asarray(data.x)), jnp.asarray(data.semi_targets)
     )
@@ -59,12 +36,13 @@ def steps(
         plan = parallel.Plan(devices, True, not on_cpu, shared_inputs=False)
     peak = peak_flops(dtype) * devices
     rows = []
-    for stage in STAGES:
+    for stage in subjects.STAGES:
         start = time.perf_counter()
-        ours = _Stage(stage, network, sets, optimization, plan, dtype)
-        ours.epoch()
+        objective = subjects.objective(stage, network, dtype)
+        ours = subjects.Epochs(objective, sets, optimization, plan)
+        ours()
         compile_seconds = time.perf_counter() - start
-        contest = {"ours": ours.epoch}
+        contest = {"ours": ours}
         if against_torch:
             contest["torch"] = _torch_epoch(stage, network, sets[0], optimization)
             contest["torch"]()

@@ -5,11 +5,14 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
-from deepsad_jax import networks, parallel, training
+from deepsad_jax import epochs, networks, parallel, streams, training
 from deepsad_jax.detectors import deep_sad
+
+STAGES = ("pretrain", "train")
 
 
 def in_turn(functions: dict[str, Callable], repeats: int) -> dict[str, float]:
@@ -46,6 +49,34 @@ def objective(stage, network, dtype) -> Any:
     made = method(network, training.Stage(), str(jnp.dtype(dtype)))
     own, reconstruction = made.objectives(networks.pair(network).input_shape)
     return reconstruction if stage == "pretrain" else own
+
+
+class Epochs:
+    """A stage of some runs, or of a stream: each call is an epoch.
+
+    Args:
+        objective: what is trained.
+        sets: a training set for each run, or one stream.
+        stage: optimizer and batch size.
+        plan: devices.
+    """
+
+    def __init__(self, objective, sets, stage, plan):
+        keys = [jax.random.key(i) for i in range(len(sets))]
+        trainer = epochs.Trainer(keys, sets, plan, ("train",))
+        starts = trainer.take(trainer.init(objective, "train"))
+        if "center" in starts[0]:
+            starts = [{**s, "center": np.full_like(s["center"], 0.1)} for s in starts]
+        conv = epochs.is_convolutional(objective, trainer.shape)
+        programs = epochs.Programs(objective, stage, plan, conv)
+        self.state = programs.start(trainer.put(starts))
+        self._arguments = (trainer.data, trainer.keys["train"], 0, 1)
+        is_stream = isinstance(sets[0], streams.Stream)
+        self._advance = programs.advance_stream if is_stream else programs.advance
+
+    def __call__(self) -> None:
+        self.state, _ = self._advance(self.state, *self._arguments)
+        jax.block_until_ready(self.state)
 
 
 def torch_run(network, data) -> Any:
