@@ -28,8 +28,8 @@ def unmasked(name: str, values: Any) -> np.ndarray:
         return np.asarray(values.data)
     try:
         return np.asarray(values)
-    except Exception as error:  # ragged lists, and whatever else is no array
-        raise ValueError(f"{name} is no array of numbers") from error
+    except Exception as error:  # ragged lists, and whatever else is not an array
+        raise ValueError(f"{name} is not an array of numbers") from error
 
 
 def rows(x: Any, name: str = "x") -> np.ndarray:

@@ -301,7 +301,7 @@ def _prepare(name: str) -> None:
 def _parsed(name: str, arguments: list[str]) -> tuple[list[str], flags.FlagValues]:
     """Arguments and flags of a command, with lists made of several values."""
     if name not in COMMANDS:
-        said = f"{name!r} is no command" if name else "a command is missing"
+        said = f"{name!r} is not a command" if name else "a command is missing"
         raise ValueError(f"{said}; choose {', '.join(COMMANDS)}, or --help")
     command = COMMANDS[name]
     values = command.flags

@@ -143,7 +143,7 @@ class Columns(preprocessing.Preprocessing):
         none was; `strange` counts them.
 
         Raises:
-            ValueError: if they are no rows of the training's columns, or too far from
+            ValueError: if they are not rows of the training's columns, or too far from
                 them.
         """
         x = checks.rows(self.encoded(x, name), name)

@@ -124,7 +124,7 @@ def threshold(
         for so small a rate.
 
     Raises:
-        ValueError: for scores that are no finite numbers, for numbers out of their
+        ValueError: for scores that are not finite numbers, for numbers out of their
             range, or unless one way is chosen.
     """
     costs = {"cost_of_miss": cost_of_miss, "cost_of_false_alarm": cost_of_false_alarm}

@@ -119,7 +119,7 @@ class Explanation:
             ValueError: if the rows are not of a table.
         """
         if not self.columns:
-            raise ValueError("the rows are no table; look at maps instead")
+            raise ValueError("the rows are not a table; look at maps instead")
         added = self.found.values[row]
         whole, order = added[added > 0].sum(), np.argsort(-added, kind="stable")[:most]
         return [

@@ -89,7 +89,7 @@ class Column:
     @property
     def allowed(self) -> str:
         """What encoded values may be, behind one that may not."""
-        return f"which is no code of {self.holds}"
+        return f"which is not a code of {self.holds}"
 
     def is_bad(self, values: np.ndarray) -> np.ndarray:
         """Which encoded values cannot be, or are too far from those of training."""

@@ -38,7 +38,7 @@ class Settings:
         scaling: of numbers, see `tables.learn`; or a preprocessing as it is, for rows
             that are encoded.
         false_alarm_rate: in (0, 1).
-        share: of the rows that are no known anomalies, to be held out; 0 for none.
+        share: of the rows that are not known anomalies, to be held out; 0 for none.
         seed: of the rows that are held out, and of the fits.
     """
 
@@ -118,7 +118,7 @@ def cross(
     order = rng.permutation(np.flatnonzero(targets >= 0))
     if len(order) < FOLDS:
         raise ValueError(
-            f"{len(order)} rows that are no known anomalies are too few for {FOLDS} "
+            f"{len(order)} rows that are not known anomalies are too few for {FOLDS} "
             "folds; give more"
         )
     folds = [np.sort(part) for part in np.array_split(order, FOLDS)]

@@ -227,7 +227,7 @@ class Elbo(values.ByContent):
         return -self.module.apply(variables, batch.x, noise), (variables, {})
 
     def score(self, variables: Variables, x: jax.Array) -> jax.Array:
-        # Beyond [0, 1], where test data of a table may be, it would be no likelihood.
+        # Beyond [0, 1], where test data of a table may be, it is not a likelihood.
         x = jnp.clip(x, 0.0, 1.0)
         return self.module.apply(variables, x, method=self.module.noiseless_loss)
 

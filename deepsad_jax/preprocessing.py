@@ -55,7 +55,7 @@ class Preprocessing:
                 preprocessing knows of it is compared.
 
         Raises:
-            ValueError: if they are no finite real numbers, of another shape, or so far
+            ValueError: if they are not finite real numbers, of another shape, or so far
                 from the training rows that float32 would overflow.
         """
         x = checks.rows(x, name)
@@ -239,7 +239,7 @@ class MinMax(Preprocessing):
         """That of some training rows, `[n, ..., columns]` of any real dtype.
 
         Raises:
-            ValueError: if they are no finite numbers, or too far apart.
+            ValueError: if they are not finite numbers, or too far apart.
         """
         x = checks.rows(x, name)
         flat = x.reshape(-1, x.shape[-1])
@@ -331,7 +331,7 @@ def auto(x: Any, name: str = "x") -> Preprocessing:
         name: what they are called, for messages.
 
     Raises:
-        ValueError: if they are no finite real numbers, or too far apart for float64.
+        ValueError: if they are not finite real numbers, or too far apart for float64.
     """
     x = checks.rows(x, name)
     if x.ndim > 2 and x.dtype == np.uint8:

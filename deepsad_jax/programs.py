@@ -135,7 +135,7 @@ def program(made: Any) -> Program:
         made: as of `export`.
 
     Raises:
-        ValueError: if it is no model.
+        ValueError: if it is not a model.
     """
     made = getattr(made, "calibrated_", made)  # of an estimator
     if not isinstance(made, (model.Model, calibrated.Calibrated)):

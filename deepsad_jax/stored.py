@@ -35,7 +35,7 @@ class Array:
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it is no whole `.npy` file, or one of columns or objects.
+        ValueError: if it is not a whole `.npy` file, or one of columns or objects.
     """
 
     def __init__(self, path: str | os.PathLike):
@@ -48,7 +48,7 @@ class Array:
                 self.shape, by_column, self.dtype = _HEADERS[version](file)
             except (ValueError, KeyError) as error:
                 raise ValueError(
-                    f"{self.path} is no .npy file of numbers: write it by np.save"
+                    f"{self.path} is not a .npy file of numbers: write it by np.save"
                 ) from error
             self._start = file.tell()
             size = os.fstat(file.fileno()).st_size

@@ -34,7 +34,7 @@ class TrainingError(RuntimeError):
 
 
 class DivergenceError(TrainingError):
-    """The loss is no finite number any more."""
+    """The loss is no longer a finite number."""
 
 
 def is_finite(value: Any) -> bool:

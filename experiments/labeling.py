@@ -125,7 +125,7 @@ def draw(path, means, title):
             style |= {"linewidth": 2.5} if name == suggestions.STRATEGIES[0] else {}
             x = NUMBER * np.arange(ROUNDS + 1)
             axis.plot(x, 100 * lines[i], marker="o", label=name, **style)
-        axis.set(xlabel="labels", ylabel=f"mean {measure} of new rows, per cent")
+        axis.set(xlabel="labels", ylabel=f"mean {measure} of new rows, percent")
         axis.grid(alpha=0.3)
     axes[0].legend()
     figure.suptitle(title)

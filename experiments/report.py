@@ -106,7 +106,7 @@ def _untrained(made) -> model.Model | None:
     other = made.config.load_model or made.config.hybrid or made.config.data.stream
     if not stages or other:
         return None
-    if hasattr(options, "companions"):  # companions are no networks
+    if hasattr(options, "companions"):  # companions are not networks
         stages |= {"members": 1, "companions": ()}
     options = dataclasses.replace(options, **stages)
     return options.fit_many([made.run], plan=made.plan)[0][0]

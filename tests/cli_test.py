@@ -326,7 +326,7 @@ def test_unknown_texts_and_gaps_are_counted_over_all_pieces(
         (lambda t: t.drop(columns=["x4", "x9"]), "has no column 'x4', 'x9'"),
         (
             lambda t: t.astype({"x2": str}).replace({"x2": {str(t["x2"][9]): "low"}}),
-            "line 11, column 'x2': 'low' is no number",
+            "line 11, column 'x2': 'low' is not a number",
         ),
         (lambda t: t.assign(x2=1e30), "column 'x2'"),
         (lambda t: t.assign(score=1), "has a column 'score' already"),
@@ -349,7 +349,7 @@ def test_a_late_error_leaves_nothing_behind(home, deepsad, tmp_path, monkeypatch
     (tmp_path / "x.csv").write_text("\n".join(text))
     path = tmp_path / "scored.csv"
     status, _, errors = deepsad("score", home / "pump", tmp_path / "x.csv", "-o", path)
-    assert status == 2 and "line 1401, column 'x0': 'none' is no number" in errors[0]
+    assert status == 2 and "line 1401, column 'x0': 'none' is not a number" in errors[0]
     assert [path.name for path in tmp_path.iterdir()] == ["x.csv"]
     table = pd.read_csv(home / "new.csv")[:1500]
     table.loc[1400, "x0"] = 1e30
@@ -560,7 +560,7 @@ WRONG = [
     ("report .", "holds no finished run, sweep or comparison"),
     ("report pump", "pump/report.html exists, and nothing is overwritten"),
     ("", "a command is missing; choose fit, score, evaluate, explain"),
-    ("fits", "'fits' is no command"),
+    ("fits", "'fits' is not a command"),
     ("fit", "an argument is missing: deepsad fit FILE --model=MODEL"),
     ("fit parts.csv", "--model is missing"),
     ("fit parts.csv --model=pump", "pump exists, and nothing is overwritten"),

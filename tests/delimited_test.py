@@ -141,8 +141,8 @@ def test_columns_without_names_are_called_as_by_pandas(tmp_path):
             "the file, line 4 has 3 cells, not 2, separated by a c",
         ),
         ('a,b\n1,2\n1,"2\n1,2\n', "line 3: a quote is opened that is never closed"),
-        ("a,b\n1,2\n3,x\n", "line 3, column 'b': 'x' is no number; it must hold numb"),
-        ("a,b\n1,2\n3,1_0\n", "line 3, column 'b': '1_0' is no number"),
+        ("a,b\n1,2\n3,x\n", "line 3, column 'b': 'x' is not a number; it must hold"),
+        ("a,b\n1,2\n3,1_0\n", "line 3, column 'b': '1_0' is not a number"),
         ("a,b\n", "the file has no rows below its names"),
         ("a,b,a\n1,2,3\n", "the file has 2 columns 'a'; give each a name"),
         ("", "the file is empty"),
@@ -167,7 +167,7 @@ def test_booleans_of_a_known_column_are_checked():
 def test_decimal_commas_are_asked_for():
     with pytest.raises(ValueError, match="column 'a' holds numbers with a decimal com"):
         delimited.read(_file("a;b\n1,5;2\n2;3\n"))
-    with pytest.raises(ValueError, match="line 2, column 'a': '1.5' is no number"):
+    with pytest.raises(ValueError, match="line 2, column 'a': '1.5' is not a number"):
         list(delimited.chunks(_file("a;b\n1.5;2\n2;3\n"), KINDS, decimal=","))
 
 

@@ -135,7 +135,7 @@ DAY = datetime.datetime(2026, 11, 28)
         (np.zeros(3), r"X has shape \(3,\); it must be a table.*Reshape your data"),
         ([[1, "a"], [2]], "rows of X are of unlike length"),
         (pd.DataFrame([[1, 2]], columns=["a", 7]), "names that are texts.*such as 7"),
-        (pd.DataFrame([[1, 2]], columns=["a", "a"]), "X is no table that can be read"),
+        (pd.DataFrame([[1, 2]], columns=["a", "a"]), "X is not a table that can be"),
         (np.ma.masked_equal([[1, 0]], 0), r"masked array; give X.filled\(np.nan\)"),
     ],
 )

@@ -31,7 +31,7 @@ def test_known_anomalies_or_none_at_all_are_no_reason_to_warn(recwarn):
         (["a", "b"], "has dtype <U1"),
         ([1j, 0], "has dtype complex128"),
         (np.ma.masked_equal([1, 0], 0), "y has 1 masked values"),
-        ([[1], [0, 0]], "y is no array of numbers"),
+        ([[1], [0, 0]], "y is not an array of numbers"),
     ],
 )
 def test_other_labels_are_refused(values, message):

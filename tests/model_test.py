@@ -311,7 +311,7 @@ BAD_ROWS = {
     "another rank": (TABLE[:, None], r"x has shape \(64, 1, 6\); it must be \[n, 6\]"),
     "no rows": (TABLE[:0], r"x has shape \(0, 6\).* not be empty"),
     "nothing": (None, r"x has shape \(\) and dtype object"),
-    "a ragged list": ([[1, 2], [3]], "x is no array of numbers"),
+    "a ragged list": ([[1, 2], [3]], "x is not an array of numbers"),
     "huge": (TABLE * 1e300, "x has a value too far from the training part's"),
     "no batch": (iter([]), "x has no batch; it must have at least one"),
     "a bad batch": (iter([TABLE, TABLE[:, :5]]), r"x has shape \(64, 5\)"),

@@ -181,7 +181,7 @@ def test_models_of_images_take_bytes_and_numbers_up_to_1():
         (TABLE > 3, "dtype bool"),
         (TABLE.astype(object), "dtype object"),
         (TABLE.astype("U3"), "dtype <U3"),
-        ([[1.0, 2.0], [3.0]], "rows is no array of numbers"),
+        ([[1.0, 2.0], [3.0]], "rows is not an array of numbers"),
         (np.ma.masked_greater(TABLE, 1e6), r"rows has \d+ masked values; fill or"),
         (
             np.where(TABLE == TABLE[7, 1], np.nan, TABLE),

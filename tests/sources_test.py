@@ -481,7 +481,5 @@ def test_a_folder_of_arrays_is_read_or_stays_on_disk(tmp_path, monkeypatch):
 def test_folders_that_cannot_be_streamed(changes, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         sources.on_disk(save(tmp_path / "folder", **changes))
-    with pytest.raises(
-        ValueError, match="is no folder of .npy files, which can be str"
-    ):
+    with pytest.raises(ValueError, match="is not a folder of .npy files, which alone"):
         sources.on_disk(tmp_path / "none")

@@ -54,7 +54,7 @@ def test_what_is_no_whole_file_of_rows_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="there is no file"):
         stored.Array(tmp_path / "none.npy")
     (tmp_path / "x.npy").write_bytes(b"abc")
-    refused("is no .npy file of numbers: write it by np.save")
+    refused("is not a .npy file of numbers: write it by np.save")
     np.save(tmp_path / "x.npy", np.array([1, "a", None], object))
     refused("holds object row by row; it must hold real numbers")
     np.save(tmp_path / "x.npy", np.zeros((4, 3)).T)

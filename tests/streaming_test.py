@@ -62,7 +62,7 @@ def test_a_file_that_has_changed_is_noticed(config, tmp_path):
             {"data.protocol": "adbench"},
             "is for semi_targets of your own, not for the p",
         ),
-        ({"data.name": "digits"}, "digits is no folder of .npy files, which can be st"),
+        ({"data.name": "digits"}, "digits is not a folder of .npy files, which alone"),
     ],
 )
 def test_what_cannot_be_streamed_is_refused(config, fields, message):

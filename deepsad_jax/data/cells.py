@@ -77,7 +77,7 @@ class Notation:
             if (found := self.numbers(cells)) is not None:
                 return found
             i = next(i for i, c in enumerate(cells) if self.number(c) is None)
-            raise CellError(i, f"{cells[i][:40]!r} is no number")
+            raise CellError(i, f"{cells[i][:40]!r} is not a number")
         if kind == frames.MISSING:
             return np.full(len(cells), np.nan)
         found = np.empty(len(cells), object)

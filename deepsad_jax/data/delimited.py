@@ -95,7 +95,7 @@ class Reader:
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it is no table in UTF-8; with the line.
+        ValueError: if it is not a table in UTF-8; with the line.
     """
 
     def __init__(

@@ -95,7 +95,7 @@ def _read_folder(path: pathlib.Path) -> Arrays:
 
 def _read_npz(path: pathlib.Path) -> tuple[Arrays, str]:
     if not zipfile.is_zipfile(path):
-        raise ValueError("it is no archive of arrays")
+        raise ValueError("it is not an archive of arrays")
     with zipfile.ZipFile(path) as archive:
         memory.check(sum(member.file_size for member in archive.infolist()))
         for member in archive.infolist():
@@ -104,7 +104,7 @@ def _read_npz(path: pathlib.Path) -> tuple[Arrays, str]:
     # Never unpickle: an object array could run code.
     with np.load(path, allow_pickle=False) as content:
         arrays = {name: content[name] for name in content.files}
-    # Members that are no .npy files come as bytes.
+    # Members that are not .npy files come as bytes.
     return {n: a for n, a in arrays.items() if isinstance(a, np.ndarray)}, ""
 
 
@@ -113,7 +113,7 @@ def _check_header(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> None:
     with archive.open(member) as file:
         version = np.lib.format.read_magic(file)
         if version not in _HEADERS:  # field names in UTF-8
-            raise ValueError(f"{member.filename} is no array of numbers")
+            raise ValueError(f"{member.filename} is not an array of numbers")
         shape, _, dtype = _HEADERS[version](file)
     if not dtype.hasobject and math.prod(shape) * dtype.itemsize > member.file_size:
         raise ValueError(f"{member.filename} is shorter than its shape {shape}")

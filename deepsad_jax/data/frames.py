@@ -198,7 +198,7 @@ def _of_foreign(table: Any, name: str) -> Frame:
         series = list(frame.iter_columns())
     except Exception as error:  # each package has its own
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise ValueError(f"{name} is no table that can be read: {reason}") from error
+        raise ValueError(f"{name} is not a table that can be read: {reason}") from error
     given = [column.name for column in series]
     named = all(isinstance(n, str) for n in given)
     if not named and any(isinstance(n, str) for n in given):

@@ -160,7 +160,9 @@ def on_disk(path: str | os.PathLike) -> Source:
     """
     path = pathlib.Path(path)
     if not is_folder(path):
-        raise ValueError(f"{path} is no folder of .npy files, which can be streamed")
+        raise ValueError(
+            f"{path} is not a folder of .npy files, which alone can be streamed"
+        )
     found, names = files.in_folder(path), _SPLIT._replace(labels=None)
     if "series_train" in found:
         names = Source(*(_SERIES.get(n, n) if n else n for n in names[:5]))

@@ -185,7 +185,7 @@ def fit_extra(x: np.ndarray, semi_targets: np.ndarray, seed: int) -> Fitted:
 
 
 def fit_isolation(x: np.ndarray, semi_targets: np.ndarray, seed: int) -> Fitted:
-    """Isolation Forest of the rows that are no known anomalies: minus path lengths."""
+    """Isolation Forest of the rows that are not known anomalies: minus path lengths."""
     from sklearn import ensemble
 
     from deepsad_jax.detectors import isolation_forest

@@ -125,7 +125,7 @@ def deep_sad_loss(
         center: hypersphere center, `[rep_dim]`.
         eta: weight of the labeled examples, > 0.
         epsilon: added to the distance of labeled examples, at least 1e-12: the gradient
-            of a smaller one is no float32 number.
+            of a smaller one is not a float32 number.
 
     Returns:
         Losses, >= 0, `[...]`.

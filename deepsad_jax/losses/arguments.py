@@ -90,7 +90,7 @@ def check_positive(name: str, value: float) -> None:
 
 
 def check_epsilon(epsilon: float) -> None:
-    """Raises ValueError for an epsilon whose gradient is no float32 number."""
+    """Raises ValueError for an epsilon whose gradient is not a float32 number."""
     if not is_within(epsilon, lambda e: (e >= 1e-12) & (e < math.inf)):
         raise ValueError(f"epsilon is {epsilon}; it must be at least 1e-12 and finite")
 

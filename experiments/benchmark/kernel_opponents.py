@@ -21,9 +21,9 @@ def ssad(x: np.ndarray, semi_targets: np.ndarray, gammas: np.ndarray) -> list[fl
     cvxopt.solvers.options["show_progress"] = False
     n = len(x)
     y = np.where(semi_targets < 0, -1.0, 1.0)
-    labelled = (semi_targets != 0).astype(float)
-    bounds = [-np.eye(n), np.eye(n), *([-labelled[None]] if labelled.any() else [])]
-    limits = [np.zeros(n), np.ones(n), *([[-1.0]] if labelled.any() else [])]
+    labeled = (semi_targets != 0).astype(float)
+    bounds = [-np.eye(n), np.eye(n), *([-labeled[None]] if labeled.any() else [])]
+    limits = [np.zeros(n), np.ones(n), *([[-1.0]] if labeled.any() else [])]
     inequalities = cvxopt.matrix(np.concatenate(bounds))
     limits = cvxopt.matrix(np.concatenate(limits))
     values = []

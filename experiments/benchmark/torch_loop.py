@@ -113,8 +113,8 @@ class TorchRun:
     def deep_sad_loss(self, rows):
         distance = torch.sum((self.encoder(self.x[rows]) - self.center) ** 2, dim=1)
         target = self.semi_targets[rows]
-        labelled = (distance + 1e-6) ** target
-        return torch.mean(torch.where(target == 0, distance, labelled))
+        labeled = (distance + 1e-6) ** target
+        return torch.mean(torch.where(target == 0, distance, labeled))
 
     def optimizer(self, stage: str, optimization: training.Stage):
         modules = [self.encoder] + ([self.decoder] if stage == "pretrain" else [])
