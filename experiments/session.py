@@ -99,7 +99,7 @@ def start(program: Callable, *, every_core: bool = False, grid: bool = False) ->
 
 def _parse(argv: list[str], grid: bool) -> ml_collections.ConfigDict:
     if not any(arg.lstrip("-").split("=")[0] == "config" for arg in argv[1:]):
-        argv = [argv[0], f"--config={DEFAULT_CONFIG}", *argv[1:]]
+        flags.FLAGS.set_default("config", DEFAULT_CONFIG)
     for arg, following in itertools.pairwise([*argv, ""]):
         name, _, file = arg.partition("=")
         if name.lstrip("-") == "config":  # what stands beside it can be imported

@@ -1,6 +1,10 @@
 """ADBench's protocol against its own draws, and the command against its parts."""
 
 import json
+import os
+import pathlib
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -119,6 +123,26 @@ def test_the_command_compares_what_its_runs_found(tmp_path, capsys, monkeypatch)
     known = published.adbench("AUCROC")
     expected = np.mean([known[10, name]["CatB"] for name in ("breastw", "glass")])
     np.testing.assert_allclose(means["CatB (published)"], expected)
+
+
+def test_flags_alone_are_of_the_protocols_config(tmp_path):
+    source = made(300, 40)
+    np.savez(tmp_path / "14_glass.npz", X=source.x, y=source.labels)
+    command = "-m experiments.adbench --methods=isoforest --seeds=1 --ratios=0.1"
+    given = ("--config.train.epochs=2", f"--config.data.dir={tmp_path}")
+    subprocess.run(
+        [sys.executable, *command.split(), *given, f"--workdir={tmp_path / 'out'}"],
+        env={**os.environ, "JAX_PLATFORMS": "cpu"},
+        cwd=pathlib.Path(__file__).parents[1],
+        check=True,
+    )
+    (found,) = (tmp_path / "out" / "isoforest").rglob("config.json")
+    config = json.loads(found.read_text())
+    usual = default.get_config()
+    assert config["train"]["epochs"] == 2 != usual.train.epochs
+    # Not those of the digits, which are the default of other commands.
+    assert config["network"] == usual.network
+    assert config["pretrain"]["epochs"] == usual.pretrain.epochs
 
 
 def test_parts_of_a_committee_are_those_of_its_scores(tmp_path, monkeypatch):
