@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from deepsad_jax import fast_cpu, parallel, streams, training
+from deepsad_jax import fast_cpu, parallel, shuffles, training
 from deepsad_jax.training import Batch, TrainingSet
 
 # Epochs in one call of a compiled program, at most; it records so many.
@@ -196,7 +196,7 @@ def _prepare(
 ) -> tuple[jax.Array, jax.Array]:
     """The order of an epoch and the key of its steps."""
     order_key, step_key = _keys_of(key, epoch)
-    return streams.shuffled(order_key, data.indices.shape[0], data.size), step_key
+    return shuffles.shuffled(order_key, data.indices.shape[0], data.size), step_key
 
 
 def _keys_of(key, epoch):

@@ -364,16 +364,16 @@ def parameter_count(params: Any) -> int:
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
 
 
-def _dense(module: nn.Module, features: int, name: str) -> nn.Dense:
+def _dense(module: nn.Module, features: int, name: str) -> nn.Module:
     init = getattr(module, "dense_init", layers.PYTORCH)
-    return nn.Dense(features, False, module.dtype, kernel_init=init, name=name)
+    return layers.Dense(features, init, module.dtype, name=name)
 
 
 def _dense_blocks(module, x, hidden, train):
     for i, features in enumerate(hidden, 1):
         x = _dense(module, features, f"hidden{i}")(x)
-        x = layers.BatchNorm(train, name=f"hidden_bn{i}")(x)
-        x = nn.leaky_relu(x, module.slope)
+        norm = layers.BatchNorm(train, name=f"hidden_bn{i}")
+        x = norm(x, slope=module.slope)
     return x
 
 

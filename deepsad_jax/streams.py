@@ -26,7 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from deepsad_jax import checks, labels, parallel, preprocessing, stored
+from deepsad_jax import checks, labels, parallel, preprocessing, shuffles, stored
 from deepsad_jax.data import frames
 from deepsad_jax.ranges import Ranges, scaling_of
 from deepsad_jax.training import Batch
@@ -301,28 +301,7 @@ class Stored(Stream):
             yield Batch(x.reshape(*places.shape, *x.shape[1:]), targets), count
 
 
-@functools.partial(parallel.compiled, static=(1,))
-def _shuffled(key, entries, size):
-    return shuffled(key, entries, size)
-
-
-def shuffled(key: jax.Array, entries: int, size: jax.typing.ArrayLike) -> jax.Array:
-    """A random order of the entries that count, followed by the padding.
-
-    Args:
-        key: random key.
-        entries: how many there are.
-        size: how many of them count.
-
-    Returns:
-        `[entries]` int32.
-    """
-    positions = jnp.arange(entries, dtype=jnp.int32)
-    bits = jax.random.bits(key, positions.shape)
-    bits = jnp.where(positions < size, bits, np.uint32(0xFFFFFFFF))
-    # Random bits depend on their position alone and the sort is stable, so padding
-    # changes neither the order nor, thereby, the run.
-    return lax.sort_key_val(bits, positions, is_stable=True)[1]
+_shuffled = parallel.compiled(shuffles.shuffled, static=(1,))
 
 
 def _takes_epoch(source: Any) -> bool:

@@ -214,6 +214,9 @@ def entries(
             changes = fields(table, value, method)
             if changes is None:
                 continue
+            if method == "m2" and settings == "paper" and name not in IMAGES:
+                # Its likelihood is one of values in [0, 1].
+                changes["data.scaling"] = base(name, "code", budget).data.scaling
             variants = {}
             for variant in VARIANTS[method]:
                 label = "-".join(str(part) for part in variant.values())

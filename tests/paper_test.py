@@ -66,6 +66,13 @@ def test_the_texts_settings_are_options():
     assert config.slope == 0.1 and config.center == "without_anomalies"
     assert config.train.batch_size == config.pretrain.batch_size == 200
     assert config.train.weight_decay == config.pretrain.weight_decay == 1e-6
+    found = entries("odds", ["cardio"], settings="paper", seeds=1)
+    scalings = {
+        entry.method: {job.config.data.scaling for (job,) in entry.variants.values()}
+        for entry in found
+    }
+    assert scalings.pop("m2") == {"min_max"}  # whose likelihood is one of [0, 1]
+    assert set(map(frozenset, scalings.values())) == {frozenset({"standard"})}
     x = np.random.default_rng(0).normal(5, 3, (50, 4))
     scaled = preprocessing.standard(x)(x)
     np.testing.assert_allclose(scaled, StandardScaler().fit_transform(x), atol=1e-5)

@@ -351,7 +351,8 @@ def test_files_give_the_model_of_the_same_rows_in_memory(files, pieces, monkeypa
         model, found = fit(data, **options)
         assert model.preprocessing == expected.preprocessing
         for a, b in zip(jax.tree.leaves(model), jax.tree.leaves(expected), strict=True):
-            np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)
+            # Up to a ten-thousandth of a step of Adam: sums are in another order.
+            np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
         for name, history in record.history.items():
             loss = found.history[name]["loss"]
             np.testing.assert_allclose(loss, history["loss"], rtol=1e-5)
