@@ -221,7 +221,7 @@ def test_a_plan_may_have_convolutions_as_products_on_every_backend(
         error = np.abs(compiled(x, kernel) - expected).max()
         assert error <= 1e-5 * np.abs(expected).max()
     assert parallel.convolutions() == "usual"
-    assert parallel.has_convolution(correlate, x, kernel) == (backend == "gpu")
+    assert parallel.has_convolution(correlate, x, kernel)
 
 
 @pytest.mark.parametrize("backend", ["cpu", "gpu"])

@@ -69,7 +69,7 @@ def test_the_fastest_is_measured_once_and_remembered(accelerator):
     _, taken, measured = accelerator
     taken["patches"] = 1.0
     plan = method().plan_for(runs(3))
-    assert plan == parallel.Plan(1, many=True, convolutions="patches")
+    assert plan == parallel.Plan(1, True, shared_inputs=False, convolutions="patches")
     assert measured == [(form, SHAPE, 8, 3) for form in parallel.CONVOLUTIONS]
     taken["blocks"] = 0.5
     assert method().plan_for(runs(3, seed=1)) == plan

@@ -219,9 +219,9 @@ class Deep(methods.Method):
                 epochs.is_convolutional(objective, shape) for objective in objectives
             ),
         )
-        if plan is None or not plan.together:
-            return plan
         found = [o for o in objectives if epochs.is_convolutional(o, shape)]
+        if plan is None or not plan.together or not found:
+            return plan
         batch_size = max(stage.batch_size for stage in self.trained().values())
         return formulations.fastest(plan, found, shape, batch_size, len(runs))
 
