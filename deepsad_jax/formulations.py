@@ -41,13 +41,15 @@ def fastest(
 
     Args:
         plan: of many runs, side by side on each device.
-        objectives: what is trained, in stages of as many steps.
+        objectives: what is trained, in stages of as many steps; those without
+            convolutions, or with others than those of `layers`, do not count.
         shape: of an example.
         batch_size: of a run.
         runs: how many there are, on all devices together.
     """
     folder = jax.config.jax_compilation_cache_dir
-    if not folder or "://" in folder:
+    objectives = [each for each in objectives if _has_a_choice(each, shape)]
+    if not objectives or not folder or "://" in folder:
         return plan
     path, share = pathlib.Path(folder, FILE), -(-runs // plan.devices)
     name = _name(objectives, shape, batch_size, share)
@@ -66,6 +68,12 @@ def fastest(
             content = _read(path) | {name: kept}  # others may have written meanwhile
             file.write(json.dumps(content, indent=2, sort_keys=True).encode())
     return dataclasses.replace(plan, convolutions=kept)
+
+
+def _has_a_choice(objective: Any, shape: tuple[int, ...]) -> bool:
+    """Whether it has convolutions, and all of them are what a plan says."""
+    otherwise = parallel.computed_as(epochs.is_convolutional.__wrapped__, "patches")
+    return epochs.is_convolutional(objective, shape) and not otherwise(objective, shape)
 
 
 def step_seconds(

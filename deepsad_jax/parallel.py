@@ -79,7 +79,9 @@ def convolutions() -> str:
     return _CONVOLUTIONS.get()
 
 
-def _computed_as(function: Callable, convolutions: str) -> Callable:
+def computed_as(function: Callable, convolutions: str) -> Callable:
+    """A function of positional arguments within which `convolutions` are these."""
+
     @functools.wraps(function)
     def traced(*arguments):
         token = _CONVOLUTIONS.set(convolutions)
@@ -186,7 +188,7 @@ class Plan:
         if next(_made) % _TURN == 0:
             jax.clear_caches()
         if self.convolutions != "usual":
-            function = _computed_as(function, self.convolutions)
+            function = computed_as(function, self.convolutions)
         if self.many:
             if not self.together:
                 function = jax.custom_batching.sequential_vmap(function)

@@ -109,6 +109,14 @@ def test_nothing_is_measured_where_nothing_could_be_remembered(accelerator):
     assert not measured
 
 
+def test_nothing_is_measured_of_convolutions_of_others(accelerator):
+    _, _, measured = accelerator
+    encoder = networks.ConvEncoder(SHAPE, (2,), 3, 3)  # of Flax's nn.Conv
+    others = deep_sad.DeepSAD(encoder, train=STAGE, pretrain=None)
+    assert others.plan_for(runs(3)).convolutions == "usual"
+    assert not measured
+
+
 def test_nothing_is_measured_of_perceptrons_or_on_a_cpu(accelerator, monkeypatch):
     folder, _, measured = accelerator
     table = training.training_set(np.random.default_rng(0).random((24, 5)))

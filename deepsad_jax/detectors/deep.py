@@ -209,21 +209,21 @@ class Deep(methods.Method):
             run.data.x is x and self._known_preprocessing(run) == scaling
             for run in runs
         )
-        objectives = self.objectives(shape)
         plan = parallel.many(
             len(runs),
             shared_inputs=is_shared and scaling is not None,
             # Images train long enough to be worth checkpoints of their own.
             convolutional=x.ndim > 2
             or any(
-                epochs.is_convolutional(objective, shape) for objective in objectives
+                epochs.is_convolutional(objective, shape)
+                for objective in self.objectives(shape)
             ),
         )
-        found = [o for o in objectives if epochs.is_convolutional(o, shape)]
-        if plan is None or not plan.together or not found:
+        if plan is None or not plan.together:
             return plan
-        batch_size = max(stage.batch_size for stage in self.trained().values())
-        return formulations.fastest(plan, found, shape, batch_size, len(runs))
+        size = max(stage.batch_size for stage in self.trained().values())
+        objectives = self.objectives(shape)
+        return formulations.fastest(plan, objectives, shape, size, len(runs))
 
 
 def is_own(network: modules.Network) -> bool:

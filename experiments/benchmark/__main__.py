@@ -167,7 +167,7 @@ def _suite(names: list[str]) -> Iterator[accelerator.Measurement]:
         given(BATCH_SIZES, [128, 512, 1024, 4096]),
         given(DTYPES, ["float32", "bfloat16"], str),
         given(SIZES, [2000]),
-        batches=BATCHES.value if flags.FLAGS["batches"].present else 40,
+        batches=BATCHES.value if flags.FLAGS["batches"].present else 25,
         repeats=REPEATS.value,
     )
 
