@@ -282,9 +282,10 @@ class Trainer:
 
     def records(self, notes: Sequence[Sequence[str]]) -> list[methods.Record]:
         """The record of each run."""
-        histories = self.take(self.history)
+        histories, form = self.take(self.history), self.plan.convolutions
+        details = {} if form == "usual" else {"convolutions": form}
         return [
-            methods.Record(history, dict(self.seconds), tuple(own))
+            methods.Record(history, dict(self.seconds), tuple(own), details)
             for history, own in zip(histories, notes, strict=True)
         ]
 

@@ -4,8 +4,9 @@ On CPUs a matrix product runs at the peak rate and a convolution of few channels
 below it. So there the narrow 5x5 convolutions, alone or after upsampling, are matrix
 products of overlapping pieces of the images; the wide ones take fewer products by
 Winograd's algorithm. `convolution` chooses among the forms, which compute the same; the
-tests hold them equal. Accelerators have convolutions for every shape. Images are
-channels last.
+tests hold them equal. Accelerators have convolutions for every shape, and take another
+form only for many runs side by side, if a plan has it (`parallel.Plan.convolutions`).
+Images are channels last.
 """
 
 import ctypes
@@ -19,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from deepsad_jax import parallel
+from deepsad_jax import parallel, patches
 
 KERNEL_SIZE = 5
 # Up to this many entries, the matrix that computes two rows of the output at a time
@@ -57,7 +58,8 @@ def convolution(
         return convolve_tiles(x, kernel)
     if form == "rows":
         return convolve_rows(x, kernel, padding, upsample, pooled)
-    correlate = convolve_winograd if form == "winograd" else convolve
+    others = {"patches": patches.convolve, "winograd": convolve_winograd}
+    correlate = others.get(form, convolve)
     if upsample:
         return upsample_and_convolve(x, kernel, padding, correlate)
     return correlate(x, kernel, padding)
@@ -66,9 +68,12 @@ def convolution(
 def choose_form(
     shape: tuple[int, ...], features: int, padding: int, upsample: bool, pooled: bool
 ) -> str:
-    """The form for images `[N, H, W, I]`: "tiles", "rows", "winograd" or "plain"."""
+    """The form for images `[N, H, W, I]`, one of those of `convolution`."""
     _, h, w, channels = shape
-    if jax.default_backend() != "cpu":
+    wanted = parallel.convolutions()
+    if wanted == "patches":
+        return "patches"
+    if wanted == "usual" and jax.default_backend() != "cpu":
         return "plain"
     if upsample or (padding == 2 and h % 2 == w % 2 == 0):
         if pooled and channels <= 4:
@@ -78,6 +83,8 @@ def choose_form(
         taps = _row_taps(padding, factor).shape[1]
         if (taps * w * channels) * (2 * width * features) <= MAX_BAND_ENTRIES:
             return "rows"
+    if wanted == "blocks":
+        return "patches"
     pairs = channels * features * (4 if upsample else 1)
     return "winograd" if pairs >= MIN_WINOGRAD_PAIRS else "plain"
 

@@ -42,12 +42,12 @@ class Programs:
         self._prepare = compile_(run.prepare, (axes, 0, None))
         self._train_on = compile_(run.step, (0, 0, axes, 0, 0, None), donate=(0, 1))
         self._train_on_rows = compile_(run.on_rows, donate=(0, 1), split=2)
-        self._loop = compile_(run.loop, (0, axes, 0, None, None), donate=(0,))
+        self.loop = compile_(run.loop, (0, axes, 0, None, None), donate=(0,))
 
     def advance(self, state, data, key, first, last):
         """(state, metrics by epoch) after the epochs `first` to `last - 1`."""
         if not self.per_step:
-            return self._loop(state, data, key, first, last)
+            return self.loop(state, data, key, first, last)
         steps, records = int(data.size) // self._run.stage.batch_size, []
         for epoch in range(first, last):
             order, step_key = self._prepare(data, key, epoch)

@@ -12,6 +12,7 @@ share the batches of a run; every process passes the same arguments and gets the
 results.
 """
 
+import contextvars
 import dataclasses
 import functools
 import itertools
@@ -31,6 +32,9 @@ PyTree = Any
 AXIS = "devices_that_share_a_batch"
 # After so many new programs, what JAX itself keeps of all old ones is cleared.
 _TURN = 256
+# What a plan may have convolutions computed as, see `Plan`.
+CONVOLUTIONS = ("usual", "patches", "blocks")
+_CONVOLUTIONS = contextvars.ContextVar("convolutions", default=CONVOLUTIONS[0])
 _made = itertools.count(1)
 
 
@@ -70,6 +74,25 @@ def own_share(x: jax.Array, axis: int = 0) -> jax.Array:
     return lax.dynamic_slice_in_dim(x, rank() * size, size, axis)
 
 
+def convolutions() -> str:
+    """As what the plan has convolutions computed: known while a function is traced."""
+    return _CONVOLUTIONS.get()
+
+
+def computed_as(function: Callable, convolutions: str) -> Callable:
+    """A function of positional arguments within which `convolutions` are these."""
+
+    @functools.wraps(function)
+    def traced(*arguments):
+        token = _CONVOLUTIONS.set(convolutions)
+        try:
+            return function(*arguments)
+        finally:
+            _CONVOLUTIONS.reset(token)
+
+    return traced
+
+
 @dataclasses.dataclass(frozen=True)
 class Plan:
     """How functions written for one run are compiled: `one`, `split_batch` or `many`.
@@ -81,12 +104,18 @@ class Plan:
         together: with `many`, whether the runs of a device are computed side by side
             (`vmap`) or one after the other, in the same program.
         shared_inputs: with `many`, whether all runs read the same inputs `x`.
+        convolutions: what the convolutions of our networks are computed as: "usual",
+            which of runs side by side are grouped convolutions on an accelerator;
+            "patches", products of all that an output reads with the kernel; "blocks",
+            products with fewer and larger factors where channels are few, else
+            "patches". The results are equal up to rounding.
     """
 
     devices: int = 1
     many: bool = False
     together: bool = True
     shared_inputs: bool = True
+    convolutions: str = CONVOLUTIONS[0]
 
     def __post_init__(self):
         available = jax.local_device_count() if self.many else jax.device_count()
@@ -100,6 +129,11 @@ class Plan:
             raise ValueError(
                 f"devices is {self.devices}; the {jax.process_count()} processes have "
                 f"{available} in all, and must use every one of them"
+            )
+        if self.convolutions not in CONVOLUTIONS:
+            raise ValueError(
+                f"convolutions is {self.convolutions!r}; it must be one of "
+                f"{', '.join(CONVOLUTIONS)}"
             )
 
     @property
@@ -153,6 +187,8 @@ class Plan:
         """
         if next(_made) % _TURN == 0:
             jax.clear_caches()
+        if self.convolutions != "usual":
+            function = computed_as(function, self.convolutions)
         if self.many:
             if not self.together:
                 function = jax.custom_batching.sequential_vmap(function)

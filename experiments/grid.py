@@ -292,6 +292,8 @@ def _run_together(jobs, target, bars, weights, draw, bases) -> None:
     configs, folders = [job.config for job in jobs], [job.folder for job in jobs]
     for config, folder in zip(configs, folders, strict=True):
         workdir.note_data(folder, config.data.name, build.data_digest(config))
+    if plan is not None and plan.together:
+        plan = workdir.as_begun(folders, plan)
     with session.keepers(configs, folders, target) as keepers:
         if plan is not None:
             bars.starts(len(jobs), method.stages(), sum(map(weights, jobs)))

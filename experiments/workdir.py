@@ -5,6 +5,7 @@ commands out of it, and removes only what its like have left half written.
 """
 
 import contextlib
+import dataclasses
 import datetime
 import itertools
 import json
@@ -23,6 +24,7 @@ from deepsad_jax import writing
 from experiments import locks
 
 CONFIG, DATA, RESULTS = "config.json", "data.json", "results.json"
+PLAN = "plan.json"
 MAY_DIFFER = ("devices", "checkpoint")
 
 
@@ -210,6 +212,20 @@ def note_data(folder: pathlib.Path, name: str, digest: str) -> None:
     """Writes which data a run is on, after `check_data`."""
     check_data(folder, name, digest)
     write_json(folder / DATA, {"name": name, "sha256": digest})
+
+
+def as_begun(folders: Sequence[pathlib.Path], plan: Any) -> Any:
+    """The plan of runs side by side with the convolutions that some began with.
+
+    What is the fastest may have changed since. It is noted in all of their folders.
+    """
+    for folder in folders:
+        if (folder / PLAN).exists():
+            plan = dataclasses.replace(plan, **read_json(folder / PLAN))
+            break
+    for folder in folders:
+        write_json(folder / PLAN, {"convolutions": plan.convolutions})
+    return plan
 
 
 def flat(content: dict, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -81,7 +81,15 @@ def test_every_name_is_reached_and_typed():
 
 def test_public_modules_are_all_reached():
     private = {"checks", "deprecated", "facts", "fast_cpu", "likeness", "trees"}
-    private |= {"loops", "ranges", "signatures", "version_0_1", "writing"}
+    private |= {
+        "formulations",
+        "loops",
+        "patches",
+        "ranges",
+        "signatures",
+        "version_0_1",
+        "writing",
+    }
     private |= {
         "__main__",
         "asking",

@@ -2,14 +2,19 @@
 
 import functools
 import json
+import pathlib
+import subprocess
+import sys
 
 import jax
 import numpy as np
 import oracles
 import pytest
 
-from deepsad_jax import losses, networks, torch_weights, training
-from experiments.benchmark import subjects
+from deepsad_jax import losses, networks, parallel, torch_weights, training
+from experiments.benchmark import accelerator, subjects
+
+ROOT = pathlib.Path(__file__).parents[1]
 
 
 def test_the_command_measures_and_writes_json(command, tmp_path):
@@ -27,6 +32,83 @@ def test_the_command_measures_and_writes_json(command, tmp_path):
         time = 2 * row["step_ms"] / 1e3
         samples = 2 * 128 * row["runs"]
         assert row["samples_per_second"] == pytest.approx(samples / time, rel=1e-3)
+
+
+def test_the_suite_of_an_accelerator_needs_little_and_leaves_nothing_out(tmp_path):
+    path = tmp_path / "figures.json"
+    # What is beside JAX, Flax, Optax, Orbax and scikit-learn may be absent.
+    absent = ("tqdm", "ml_collections", "matplotlib", "pandas", "torch", "tensorflow")
+    absent = (*absent, "tensorflow_datasets", "jinja2", "cvxopt", "pyarrow", "grain")
+    arguments = (
+        *("--suite=accelerator", "--networks=thyroid_mlp", "--runs=2", "--sizes=60"),
+        *("--batch_sizes=16,32", "--dtypes=float32", "--batches=2", "--repeats=1"),
+        f"--json={path}",
+    )
+    program = f"""
+import runpy, sys
+
+class Absent:
+    def find_spec(name, path=None, target=None):
+        if name in {absent!r}:
+            raise ModuleNotFoundError(name)
+
+sys.meta_path.insert(0, Absent)
+sys.argv[1:] = {arguments!r}
+runpy.run_module("experiments.benchmark", run_name="__main__", alter_sys=True)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(path.read_text())
+    assert "left_out" not in found and "left_out" not in done.stdout
+    stages = ["pretrain", "train"]
+    single = [(row["batch_size"], row["stage"]) for row in found["single"]]
+    assert single == [(size, stage) for size in (16, 32) for stage in stages]
+    many = [(row["convolutions"], row["runs"], row["stage"]) for row in found["many"]]
+    forms = parallel.CONVOLUTIONS
+    assert many == [(form, 2, stage) for form in forms for stage in stages]
+    assert all(row["program_mb"] > 0 for row in found["single"] + found["many"])
+    assert [row["method"] for row in found["kernels"]] == ["ssad", "ocsvm", "kde"]
+    assert all(row["seconds"] > 0 for row in found["kernels"])
+
+
+def test_a_suite_begins_nothing_that_may_not_fit():
+    now, told = [0.0], []
+
+    def measurement(table, label, seconds):
+        def rows():
+            now[0] += seconds
+            if seconds == 1:
+                raise ValueError("no such device\nand more")
+            return [{"label": label}]
+
+        return accelerator.Measurement(table, label, rows)
+
+    accelerator.within(
+        iter(
+            [
+                measurement("single", "first", 20),  # the first may take a minute
+                measurement("many", "fails", 1),
+                measurement("single", "fits", 30),  # may take 40 s, 69 are left
+                measurement("single", "does not", 5),  # may take 60 s, 39 are left
+                measurement("kernels", "unknown", 5),
+                measurement("many", "short", 2),  # may take 2 s
+            ]
+        ),
+        90.0,
+        lambda table, rows: told.append((table, rows)),
+        lambda: now[0],
+    )
+    late = "no time is left for it"
+    assert told == [
+        ("single", [{"label": "first"}]),
+        ("left_out", [{"what": "fails", "why": "ValueError: no such device"}]),
+        ("single", [{"label": "fits"}]),
+        ("left_out", [{"what": "does not", "why": late}]),
+        ("left_out", [{"what": "unknown", "why": late}]),
+        ("many", [{"label": "short"}]),
+    ]
 
 
 def test_its_help_is_no_failure(command):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax import lax
 
-from deepsad_jax import fast_cpu, parallel
+from deepsad_jax import fast_cpu, parallel, patches
 
 
 def plain_convolution(x, kernel, padding):
@@ -74,6 +74,11 @@ FORMS = {
     "row_windows": lambda x, k: images_of(fast_cpu.convolve_rows(x, k, 2, False, True)),
     "winograd": lambda x, k: fast_cpu.convolve_winograd(x, k, 2),
     "winograd_cropped": lambda x, k: fast_cpu.convolve_winograd(x, k, 1),
+    "patches": lambda x, k: patches.convolve(x, k, 2),
+    "patches_cropped": lambda x, k: patches.convolve(x, k, 1),
+    "upsampled_patches": lambda x, k: fast_cpu.upsample_and_convolve(
+        x, k, 2, patches.convolve
+    ),
     "upsampled": lambda x, k: fast_cpu.upsample_and_convolve(x, k, 2),
     "upsampled_cropped": lambda x, k: fast_cpu.upsample_and_convolve(x, k, 1),
     "upsampled_winograd": lambda x, k: fast_cpu.upsample_and_convolve(
@@ -116,7 +121,7 @@ def values_and_gradients(convolution, x, kernel):
 @pytest.mark.parametrize("size", [(2, 2), (8, 8), (6, 10)])
 @pytest.mark.parametrize("form", FORMS)
 def test_every_form_has_the_values_and_gradients_of_the_plain_one(form, size, channels):
-    if form == "winograd_cropped" and min(size) == 2:
+    if form in ("winograd_cropped", "patches_cropped") and min(size) == 2:
         pytest.skip("nothing is left of these images")
     x, kernel = random(3, *size, channels), random(5, 5, channels, 4)
     tolerance = 2e-5 if "winograd" in form else 2e-6
@@ -196,6 +201,27 @@ def test_forms_other_than_the_plain_one_are_for_cpus_alone(monkeypatch):
     assert forms() == ["tiles", "rows", "plain", "winograd"]
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     assert forms() == ["plain"] * 4
+
+
+@pytest.mark.parametrize("backend", ["cpu", "gpu"])
+def test_a_plan_may_have_convolutions_as_products_on_every_backend(
+    monkeypatch, backend
+):
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    x, kernel = random(1, 8, 8, 8), random(5, 5, 8, 64)
+
+    def correlate(x, kernel):
+        return fast_cpu.convolution(x, kernel, 2, False, False)
+
+    for convolutions in ("patches", "blocks"):
+        plan = parallel.Plan(convolutions=convolutions)
+        compiled = plan.compile(correlate)
+        assert not parallel.has_convolution(compiled, x, kernel)
+        expected = plain_convolution(x, kernel, 2)
+        error = np.abs(compiled(x, kernel) - expected).max()
+        assert error <= 1e-5 * np.abs(expected).max()
+    assert parallel.convolutions() == "usual"
+    assert parallel.has_convolution(correlate, x, kernel)
 
 
 @pytest.mark.parametrize("backend", ["cpu", "gpu"])

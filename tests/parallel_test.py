@@ -357,6 +357,8 @@ def test_impossible_plans_are_refused():
             make(1000)
     with pytest.raises(ValueError, match="devices is 0; it must be from 1 to"):
         parallel.Plan(0, many=True)
+    with pytest.raises(ValueError, match="convolutions is 'fast'; it must be one of"):
+        parallel.Plan(many=True, convolutions="fast")
 
 
 def test_many_runs_are_planned_for_the_backend():

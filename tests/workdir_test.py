@@ -14,7 +14,7 @@ import textwrap
 import numpy as np
 import pytest
 
-from deepsad_jax import checkpoints, writing
+from deepsad_jax import checkpoints, parallel, writing
 from deepsad_jax import model as models
 from experiments import locks, workdir
 
@@ -113,6 +113,21 @@ def test_data_that_have_changed_are_refused_and_named(own):
     (own / workdir.DATA).write_text("[]")
     with pytest.raises(ValueError, match=r"data\.json is damaged"):
         workdir.check_data(own, "my.csv", "a" * 64)
+
+
+def test_runs_side_by_side_go_on_with_the_convolutions_that_some_began_with(tmp_path):
+    folders = [tmp_path / str(i) for i in range(3)]
+    for folder in folders:
+        folder.mkdir()
+    plans = {
+        form: parallel.Plan(many=True, convolutions=form)
+        for form in parallel.CONVOLUTIONS
+    }
+    begun = workdir.as_begun(folders[:2], plans["blocks"])
+    assert begun == plans["blocks"]
+    (folders[0] / workdir.PLAN).unlink()
+    assert workdir.as_begun(folders, plans["usual"]) == plans["blocks"]
+    assert workdir.as_begun(folders[2:], plans["patches"]) == plans["blocks"]
 
 
 def test_what_is_finished_or_never_to_be_resumed_is_refused(own):

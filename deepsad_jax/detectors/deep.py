@@ -7,6 +7,7 @@ import numpy as np
 
 from deepsad_jax import (
     epochs,
+    formulations,
     methods,
     model,
     modules,
@@ -208,7 +209,7 @@ class Deep(methods.Method):
             run.data.x is x and self._known_preprocessing(run) == scaling
             for run in runs
         )
-        return parallel.many(
+        plan = parallel.many(
             len(runs),
             shared_inputs=is_shared and scaling is not None,
             # Images train long enough to be worth checkpoints of their own.
@@ -218,6 +219,11 @@ class Deep(methods.Method):
                 for objective in self.objectives(shape)
             ),
         )
+        if plan is None or not plan.together:
+            return plan
+        size = max(stage.batch_size for stage in self.trained().values())
+        objectives = self.objectives(shape)
+        return formulations.fastest(plan, objectives, shape, size, len(runs))
 
 
 def is_own(network: modules.Network) -> bool:

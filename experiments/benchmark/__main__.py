@@ -10,6 +10,7 @@ r"""Measures how fast the library trains here, against plain PyTorch loops where
     python -m experiments.benchmark --measure=committee --sizes=700,10000 --repeats=2
     python -m experiments.benchmark --measure=serving --networks=mnist_LeNet,committee
     python -m experiments.benchmark --measure=stream --networks=shuttle_mlp
+    python -m experiments.benchmark --suite=accelerator --json=figures.json
 
 steps: one epoch of each stage: samples/s, step time, FLOP/s achieved and their share of
 what a large matrix product reaches here, compilation time, memory. pipeline: whole
@@ -23,18 +24,28 @@ committee, by onnxruntime, too, where jax2onnx is. stream: epochs from `.npy` fi
 against epochs from memory, of `--sizes` rows. `--torch` and `--opponents` need the
 extras `torch` and `cvxopt`. Opponents are timed in turn with ours, with as many
 threads. Prints tables and writes JSON with `--json`.
+
+`--suite=accelerator` is for a machine with a GPU or TPU, no network and little beside
+JAX, Flax, Optax, Orbax and scikit-learn: steps of every network, of 90 runs of
+mnist_LeNet side by side in each form of their convolutions ("usual": grouped), the
+kernel baselines on 2,000 synthetic rows, bfloat16, and batches of up to 4,096. It ends
+within ten minutes, says what it had no time for, and writes the JSON after each
+measurement. The other flags change what it measures.
 """
 
+import contextlib
 import logging
 import pathlib
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
 from absl import app, flags
 
-from deepsad_jax import console, fast_cpu, networks, parallel
+from deepsad_jax import fast_cpu, networks, parallel
 from experiments import workdir
 from experiments.benchmark import (
+    accelerator,
     committee,
     kernel_grids,
     serving,
@@ -68,6 +79,14 @@ MOST_CVXOPT = flags.DEFINE_integer(
 SEEDS = flags.DEFINE_integer("table_seeds", 10, "Seeds of each table.", 1)
 DATA_DIR = flags.DEFINE_string("data_dir", "", "Folder with the real data.")
 JSON = flags.DEFINE_string("json", "", "File to write the rows to.")
+SUITE = flags.DEFINE_enum(
+    "suite", "", ["", "accelerator"], "What is measured together instead; see above."
+)
+SECONDS = flags.DEFINE_float(
+    "seconds",
+    540.0,
+    "How long a suite may measure; what may not fit is left out.",
+)
 
 
 def _streamed(network: str) -> list[dict]:
@@ -119,7 +138,8 @@ def measured(what: str, names: list[str]) -> list[dict]:
         return committee.committee(sizes, REPEATS.value)
     if what == "kernels":
         options = {"most_cvxopt": MOST_CVXOPT.value, "against_others": OPPONENTS.value}
-        found = (kernel_grids.kernel_grids(data_dir, s, **options) for s in sizes)
+        sets = (kernel_grids.zeros(data_dir, size) for size in sizes)
+        found = (kernel_grids.kernel_grids(*data, **options) for data in sets)
     elif what == "steps":
         found = map(_all_steps, names)
     elif what == "pipeline":
@@ -136,6 +156,22 @@ def measured(what: str, names: list[str]) -> list[dict]:
     return [row for rows in found for row in rows]
 
 
+def _suite(names: list[str]) -> Iterator[accelerator.Measurement]:
+    def given(flag, otherwise, kind=int):
+        return [*map(kind, flag.value if flag.present else otherwise)]
+
+    first = sorted(names, key=lambda name: name != "mnist_LeNet")  # the others in order
+    return accelerator.suite(
+        NETWORKS.value or first,
+        given(RUNS, [90]),
+        given(BATCH_SIZES, [128, 512, 1024, 4096]),
+        given(DTYPES, ["float32", "bfloat16"], str),
+        given(SIZES, [2000]),
+        batches=BATCHES.value if flags.FLAGS["batches"].present else 25,
+        repeats=REPEATS.value,
+    )
+
+
 def main(argv):
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument {argv[1]!r}")
@@ -144,16 +180,26 @@ def main(argv):
         any("LeNet" in name for name in names)
     )  # as the other commands do; PyTorch gains as well
     results = {"device": jax.devices()[0].device_kind, "jax": jax.__version__}
-    for what in MEASURE.value:
-        rows = measured(what, names)
+
+    def tell(what, rows):
         print(f"{what}\n{table_of(rows)}\n", flush=True)
-        results[what] = rows
-    if JSON.value:
-        workdir.write_json(pathlib.Path(JSON.value), results)
+        results[what] = results.get(what, []) + rows
+        if JSON.value:
+            workdir.write_json(pathlib.Path(JSON.value), results)
+
+    if SUITE.value:
+        accelerator.within(_suite(names), SECONDS.value, tell)
+        return
+    for what in MEASURE.value:
+        tell(what, measured(what, names))
 
 
 if __name__ == "__main__":
-    console.help_if_asked()
+    # Its bars need what a borrowed machine may lack.
+    with contextlib.suppress(ModuleNotFoundError):
+        from deepsad_jax import console
+
+        console.help_if_asked()
     logging.getLogger("jax").setLevel(logging.WARNING)
     # As many devices as are asked for, where they can be made.
     jax.config.update("jax_num_cpu_devices", parallel.cores())

@@ -5,16 +5,14 @@ import time
 import numpy as np
 
 from deepsad_jax import kernels
-from deepsad_jax.data import protocol, sources
 from deepsad_jax.detectors import kde, kernel_machines
 from experiments.benchmark import subjects
 
 
 def kernel_grids(
-    data_dir: str, size: int, *, most_cvxopt: int, against_others: bool
+    x: np.ndarray, semi_targets: np.ndarray, *, most_cvxopt=0, against_others=False
 ) -> list[dict]:
     """Whole grids of SSAD, one-class SVM and density estimates on one set of images."""
-    x, semi_targets = _zeros(data_dir, size)
     size = len(x)
     kernel = kernels.Kernel
 
@@ -78,8 +76,18 @@ def _opponent(name, x, semi_targets, found, most_cvxopt) -> dict:
     return row
 
 
-def _zeros(data_dir, size) -> tuple[np.ndarray, np.ndarray]:
+def synthetic(size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows like those of `zeros`, which need no files: few causes, many pixels."""
+    rng = np.random.default_rng(0)
+    causes = rng.normal(size=(size, 16)) @ rng.normal(size=(16, 784))
+    semi_targets = np.where(np.arange(size) % 100, 0, -1)
+    return (1 / (1 + np.exp(-causes))).astype(np.float32), semi_targets
+
+
+def zeros(data_dir: str, size: int) -> tuple[np.ndarray, np.ndarray]:
     """MNIST's zeros, up to a size, one in a hundred a labeled one; rows in [0, 1]."""
+    from deepsad_jax.data import protocol, sources
+
     source = sources.load("mnist", data_dir)
     drawn = protocol.Protocol(ratio_known_outlier=0.01)
     problem = protocol.make(source, drawn, 0)

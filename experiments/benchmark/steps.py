@@ -1,45 +1,67 @@
 """Epochs of each stage: how fast they are, and what the device could do."""
 
+import dataclasses
+import functools
 import time
 
 import jax
 import jax.numpy as jnp
 
-from deepsad_jax import parallel, training
+from deepsad_jax import epochs, networks, parallel, training
 from experiments.benchmark import subjects
 
 
 def step_flops(stage, network, batch_size, dtype) -> float | None:
-    """Floating-point operations of one step, as XLA counts them."""
-    optimization = training.Stage(batch_size=batch_size, epochs=1)
-    data = subjects.synthetic(network, batch_size)
+    """Floating-point operations of one step as it is written, as XLA counts them.
+
+    Those of a compiled one leave out what libraries of an accelerator compute.
+    """
+    optimizer = training.Stage().optimizer_for(1)
     objective = subjects.objective(stage, network, dtype)
-    one = subjects.Epochs(objective, [data], optimization, parallel.one())
-    step = training.make_step(objective, optimization.optimizer_for(1))
+    shape = networks.pair(network).input_shape
+    variables = epochs.initial(objective, shape)
+    state = jax.eval_shape(lambda v: training.start(v, optimizer), variables)
     batch = training.Batch(
-        training.as_float(jnp.asarray(data.x)), jnp.asarray(data.semi_targets)
+        jax.ShapeDtypeStruct((batch_size, *shape), jnp.float32),
+        jax.ShapeDtypeStruct((batch_size,), jnp.float32),
     )
-    compiled = jax.jit(step).lower(one.state, batch, jax.random.key(0)).compile()
-    return (compiled.cost_analysis() or {}).get("flops")
+    step = jax.jit(training.make_step(objective, optimizer))
+    counted = step.lower(state, batch, jax.random.key(0)).cost_analysis()
+    return (counted or {}).get("flops")
 
 
 def steps(
-    network, batch_size, runs, devices, dtype, *, batches, repeats, against_torch
+    network,
+    batch_size,
+    runs,
+    devices,
+    dtype,
+    *,
+    batches,
+    repeats,
+    against_torch=False,
+    convolutions=None,
 ) -> list[dict]:
-    """Epochs of both stages of so many batches, ours and PyTorch's in turn."""
+    """Epochs of both stages of so many batches, ours and PyTorch's in turn.
+
+    With `convolutions`, runs are trained side by side, which compute them as such.
+    """
     optimization = training.Stage(batch_size=batch_size, epochs=1)
     size = batches * batch_size
     sets = [subjects.synthetic(network, size, seed) for seed in range(runs)]
     plan = parallel.split_batch(devices)
     if runs > 1:
-        on_cpu = jax.default_backend() == "cpu"
-        plan = parallel.Plan(devices, True, not on_cpu, shared_inputs=False)
+        together = bool(convolutions) or jax.default_backend() != "cpu"
+        plan = parallel.Plan(devices, True, together, shared_inputs=False)
+        if convolutions:
+            plan = dataclasses.replace(plan, convolutions=convolutions)
     peak = peak_flops(dtype) * devices
     rows = []
     for stage in subjects.STAGES:
         start = time.perf_counter()
         objective = subjects.objective(stage, network, dtype)
         ours = subjects.Epochs(objective, sets, optimization, plan)
+        program_mb = ours.program_mb()
         ours()
         compile_seconds = time.perf_counter() - start
         contest = {"ours": ours}
@@ -56,12 +78,14 @@ def steps(
             "runs": runs,
             "devices": devices,
             "dtype": jnp.dtype(dtype).name,
+            **({"convolutions": convolutions} if convolutions else {}),
             "samples_per_second": round(size * runs / seconds["ours"]),
             "step_ms": 1e3 * per_step,
             "gflops": flops and flops * runs / per_step / 1e9,
             "share_of_peak": flops and flops * runs / per_step / peak,
             "compile_seconds": compile_seconds,
-            "memory_mb": _memory(),
+            "program_mb": program_mb,
+            "memory_mb": memory_mb(),
         }
         if against_torch:
             row["torch_step_ms"] = 1e3 * seconds["torch"] / batches
@@ -70,6 +94,7 @@ def steps(
     return rows
 
 
+@functools.cache
 def peak_flops(dtype, size: int = 4096) -> float:
     """FLOP/s of a large square matrix product: what the device reaches in practice."""
     size = size if jax.default_backend() != "cpu" else 2048
@@ -86,7 +111,7 @@ def _torch_epoch(stage, network, data, optimization):
     return lambda: run.epoch(stage, optimizer, optimization.batch_size)
 
 
-def _memory() -> float:
+def memory_mb() -> float:
     """Most memory used so far, in MB: the device's, or the process's on a CPU."""
     statistics_ = jax.local_devices()[0].memory_stats()
     if statistics_:

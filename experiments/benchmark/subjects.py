@@ -68,11 +68,29 @@ class Epochs:
         if "center" in starts[0]:
             starts = [{**s, "center": np.full_like(s["center"], 0.1)} for s in starts]
         conv = epochs.is_convolutional(objective, trainer.shape)
-        programs = epochs.Programs(objective, stage, plan, conv)
+        self._programs = programs = epochs.Programs(objective, stage, plan, conv)
         self.state = programs.start(trainer.put(starts))
         self._arguments = (trainer.data, trainer.keys["train"], 0, 1)
         is_stream = isinstance(sets[0], streams.Stream)
         self._advance = programs.advance_stream if is_stream else programs.advance
+
+    def program_mb(self) -> float | None:
+        """Memory of the program of an epoch: what goes in and out, and between.
+
+        Of one loop in one program; None for what is called step by step, and where
+        devices share the batches. Compiles what the first call then finds compiled.
+        """
+        if self._programs.per_step or self._programs.plan.share > 1:
+            return None
+        lowered = self._programs.loop.lower(self.state, *self._arguments)
+        found = lowered.compile().memory_analysis()
+        sizes = (
+            found.argument_size_in_bytes,
+            found.output_size_in_bytes,
+            found.temp_size_in_bytes,
+            -found.alias_size_in_bytes,
+        )
+        return sum(sizes) / 1e6
 
     def __call__(self) -> None:
         self.state, _ = self._advance(self.state, *self._arguments)
