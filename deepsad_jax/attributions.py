@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from deepsad_jax import epochs, fast_cpu, parallel
+from deepsad_jax import cpu_settings, epochs, parallel
 
 # Numbers that are held at once, of rows in the making.
 _NUMBERS = 2**19
@@ -96,7 +96,7 @@ def _slopes(objective, shape):
         return jnp.mean(slopes.reshape(way.shape) * way, axis=1)
 
     conv = epochs.is_convolutional(objective, shape)
-    options = fast_cpu.compiler_options() if conv else None
+    options = cpu_settings.compiler_options() if conv else None
     return parallel.one().compile(function, options=options)
 
 

@@ -292,9 +292,9 @@ def _function(name: str, values: flags.FlagValues) -> Callable[..., None]:
 
 
 def _prepare(name: str) -> None:
-    from deepsad_jax import fast_cpu
+    from deepsad_jax import cpu_settings
 
-    fast_cpu.keep_freed_memory(name == "fit")
+    cpu_settings.keep_freed_memory(name == "fit")
     console.keep_programs()
 
 

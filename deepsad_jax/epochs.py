@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from deepsad_jax import fast_cpu, methods, parallel, streams, training
+from deepsad_jax import cpu_settings, methods, parallel, streams, training
 from deepsad_jax.loops import PIECE, Programs
 from deepsad_jax.training import Batch
 
@@ -303,7 +303,7 @@ def _init(objective, shape, plan):
     def init(key):
         return objective.init(key, jnp.zeros(shape))
 
-    return plan.compile(init, options=fast_cpu.quick_options())
+    return plan.compile(init, options=cpu_settings.quick_options())
 
 
 def _slower(state, history, epoch, error) -> jax.Array:
@@ -344,7 +344,7 @@ def _evaluator(objective, name, plan, shape, variables):
     on_cpu = jax.default_backend() == "cpu"
     conv = on_cpu and plan.devices == 1 and is_convolutional(objective, shape)
     # Else the same as where devices share the rows, which get the same bits.
-    options = fast_cpu.compiler_options() if conv else None
+    options = cpu_settings.compiler_options() if conv else None
     return plan.compile(function, split=1, options=options)
 
 

@@ -1,4 +1,4 @@
-"""What exists because of CPUs alone: faster forms of equal computations, and settings.
+"""What exists because of CPUs alone: faster forms of equal computations.
 
 On CPUs a matrix product runs at the peak rate and a convolution of few channels far
 below it. So there the narrow 5x5 convolutions, alone or after upsampling, are matrix
@@ -9,11 +9,8 @@ form only for many runs side by side, if a plan has it (`parallel.Plan.convoluti
 Images are channels last.
 """
 
-import ctypes
 import functools
-import os
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -30,11 +27,14 @@ MAX_BAND_ENTRIES = 2**18
 # time. With fewer, transforming the images eats the gain, and larger rounding errors so
 # early in a network show after some steps of Adam.
 MIN_WINOGRAD_PAIRS = 2**13
+# From this many on, the kernel's gradient alone is found so on one core, where XLA's
+# library of microkernels has the faster convolutions, but takes long for this one.
+MIN_MIXED_PAIRS = 2**9
+# The widest inputs that `dense` transposes.
+MAX_TRANSPOSED = 2**9
 _DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 # Points at which Winograd's algorithm evaluates polynomials, infinity being the last.
 _POINTS = (0.0, 1.0, -1.0, 0.5, -0.5, 2.0, -2.0)
-# From glibc's malloc.h.
-_M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
 
 
 def convolution(
@@ -58,7 +58,11 @@ def convolution(
         return convolve_tiles(x, kernel)
     if form == "rows":
         return convolve_rows(x, kernel, padding, upsample, pooled)
-    others = {"patches": patches.convolve, "winograd": convolve_winograd}
+    others = {
+        "patches": patches.convolve,
+        "winograd": convolve_winograd,
+        "mixed": convolve_mixed,
+    }
     correlate = others.get(form, convolve)
     if upsample:
         return upsample_and_convolve(x, kernel, padding, correlate)
@@ -86,7 +90,10 @@ def choose_form(
     if wanted == "blocks":
         return "patches"
     pairs = channels * features * (4 if upsample else 1)
-    return "winograd" if pairs >= MIN_WINOGRAD_PAIRS else "plain"
+    if pairs >= MIN_WINOGRAD_PAIRS:
+        return "winograd"
+    is_alone = parallel.cores() == 1
+    return "mixed" if is_alone and pairs >= MIN_MIXED_PAIRS else "plain"
 
 
 def convolve(x: jax.Array, kernel: jax.Array, padding: int) -> jax.Array:
@@ -210,6 +217,26 @@ def convolve_winograd(x: jax.Array, kernel: jax.Array, padding: int) -> jax.Arra
     return y[:, : h + 2 * padding - size + 1, : w + 2 * padding - size + 1]
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def convolve_mixed(x: jax.Array, kernel: jax.Array, padding: int) -> jax.Array:
+    """`convolve`, with the kernel's gradient by `convolve_winograd`."""
+    return convolve(x, kernel, padding)
+
+
+def _mixed_forward(x, kernel, padding):
+    return convolve(x, kernel, padding), (x, kernel)
+
+
+def _mixed_backward(padding, residuals, dy):
+    x, kernel = residuals
+    _, of_x = jax.vjp(lambda x: convolve(x, kernel, padding), x)
+    _, of_kernel = jax.vjp(lambda kernel: convolve_winograd(x, kernel, padding), kernel)
+    return *of_x(dy), *of_kernel(dy)
+
+
+convolve_mixed.defvjp(_mixed_forward, _mixed_backward)
+
+
 def _winograd_matrices(
     piece: int, size: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -276,7 +303,8 @@ def upsample_and_convolve(
 
 def product(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """`x @ kernel`, `[N, I]` by `[I, O]`."""
-    return dense(x, kernel) if jax.default_backend() == "cpu" else x @ kernel
+    is_small = jax.default_backend() == "cpu" and x.shape[-1] <= MAX_TRANSPOSED
+    return dense(x, kernel) if is_small else x @ kernel
 
 
 @jax.custom_vjp
@@ -338,67 +366,6 @@ def _windows(x: jax.Array) -> tuple[jax.Array, tuple[int, ...]]:
     n, h, w, c = x.shape
     x = x[:, : h // 2 * 2, : w // 2 * 2].reshape(n, h // 2, 2, w // 2, 2, c)
     return x, (2, 4)
-
-
-@functools.cache
-def compiler_options() -> dict[str, Any] | None:
-    """XLA's options for convolutions that use all cores of a CPU; None elsewhere.
-
-    XLA's library of microkernels has the faster convolutions on one core, but runs them
-    on one; its older ones share the work.
-    """
-    if jax.default_backend() != "cpu" or parallel.cores() == 1:
-        return None
-    return _known({"xla_cpu_experimental_ynn_fusion_type": ""})
-
-
-@functools.cache
-def quick_options() -> dict[str, Any] | None:
-    """XLA's options for training without convolutions, on a CPU; None elsewhere.
-
-    None, too, where `XLA_FLAGS` has a level of optimization of its own.
-
-    Compiling takes two thirds of the time, and running as long as by default: what is
-    slow in a perceptron are its many small loops, which gain nothing from more effort.
-    Random draws of few numbers along several axes, such as a small kernel's, would be
-    unrolled, which takes seconds.
-    """
-    name = "xla_backend_optimization_level"
-    if jax.default_backend() != "cpu" or name in os.environ.get("XLA_FLAGS", ""):
-        return None
-    return _known({name: 1})
-
-
-def _known(options: dict[str, Any]) -> dict[str, Any] | None:
-    """The options, or None if this version of XLA does not have them."""
-    try:
-        jax.jit(lambda: 0, compiler_options=options).lower().compile()
-    except jax.errors.JaxRuntimeError:
-        return None
-    return options
-
-
-def keep_freed_memory(large: bool) -> None:
-    """Lets the C library keep what is freed, instead of returning it to the system.
-
-    XLA frees and allocates its large buffers at every step; with glibc's defaults, page
-    faults then take a fifth of the time of a convolutional network's step on a CPU.
-    Only what comes before JAX's first computation counts.
-
-    Args:
-        large: whether an example's largest activation has 2^14 numbers or more (2^13 on
-            one core; measured). The arenas of other threads are too small for the
-            buffers of such a network, so that it gets one arena; a small network on
-            several threads would queue for it.
-    """
-    try:
-        library = ctypes.CDLL(None)
-        library.mallopt(_M_MMAP_MAX, 0)
-        library.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
-        if large:
-            library.mallopt(_M_ARENA_MAX, 1)
-    except (AttributeError, OSError, TypeError):
-        return  # another C library
 
 
 def _taps(

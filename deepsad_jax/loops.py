@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from deepsad_jax import fast_cpu, parallel, shuffles, training
+from deepsad_jax import cpu_settings, parallel, shuffles, training
 from deepsad_jax.training import Batch, TrainingSet
 
 # Epochs in one call of a compiled program, at most; it records so many.
@@ -35,10 +35,11 @@ class Programs:
         self.plan = plan
         on_cpu = jax.default_backend() == "cpu"
         self.per_step = convolutional and on_cpu and not plan.many
-        made = fast_cpu.compiler_options if self.per_step else fast_cpu.quick_options
-        compile_ = functools.partial(plan.compile, options=made())
+        quick = cpu_settings.quick_options()
+        options = cpu_settings.compiler_options() if self.per_step else quick
+        compile_ = functools.partial(plan.compile, options=options)
         axes = TrainingSet(None if plan.shared_inputs else 0, 0, 0, 0)
-        self.start = plan.compile(run.start, options=fast_cpu.quick_options())
+        self.start = plan.compile(run.start, options=quick)
         self._prepare = compile_(run.prepare, (axes, 0, None))
         self._train_on = compile_(run.step, (0, 0, axes, 0, 0, None), donate=(0, 1))
         self._train_on_rows = compile_(run.on_rows, donate=(0, 1), split=2)

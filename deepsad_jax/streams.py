@@ -12,7 +12,6 @@ data before training. What can be passed through only once is refused beforehand
 is needed twice.
 """
 
-import functools
 import inspect
 import itertools
 import math
@@ -24,7 +23,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
 from deepsad_jax import checks, labels, parallel, preprocessing, shuffles, stored
 from deepsad_jax.data import frames

@@ -141,10 +141,10 @@ def prepare_jax(config: ml_collections.ConfigDict, *, every_core: bool = False) 
     """Joins the other processes, if any, and keeps compiled programs between runs."""
     import jax
 
-    from deepsad_jax import fast_cpu, parallel
+    from deepsad_jax import cpu_settings, parallel
 
     cores = parallel.cores()
-    fast_cpu.keep_freed_memory(_is_large(config, cores))
+    cpu_settings.keep_freed_memory(_is_large(config, cores))
     # A CPU is one device unless told otherwise; its cores can share batches, too.
     told = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
     devices = cores if every_core else config.get("devices")
@@ -187,7 +187,7 @@ def _join() -> None:
 
 
 def _is_large(config: ml_collections.ConfigDict, cores: int) -> bool:
-    """Whether memory is kept as large networks need it, see `fast_cpu`."""
+    """Whether memory is kept as large networks need it, see `cpu_settings`."""
     from deepsad_jax import networks
 
     data = config.get("data", {}).get("name", "")

@@ -80,7 +80,16 @@ def test_every_name_is_reached_and_typed():
 
 
 def test_public_modules_are_all_reached():
-    private = {"checks", "deprecated", "facts", "fast_cpu", "likeness", "trees"}
+    private = {
+        "checks",
+        "cpu_settings",
+        "deprecated",
+        "facts",
+        "fast_cpu",
+        "likeness",
+        "shuffles",
+        "trees",
+    }
     private |= {
         "formulations",
         "loops",

@@ -1,5 +1,3 @@
-import ctypes
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -74,6 +72,8 @@ FORMS = {
     "row_windows": lambda x, k: images_of(fast_cpu.convolve_rows(x, k, 2, False, True)),
     "winograd": lambda x, k: fast_cpu.convolve_winograd(x, k, 2),
     "winograd_cropped": lambda x, k: fast_cpu.convolve_winograd(x, k, 1),
+    "mixed_winograd": lambda x, k: fast_cpu.convolve_mixed(x, k, 2),
+    "mixed_winograd_cropped": lambda x, k: fast_cpu.convolve_mixed(x, k, 1),
     "patches": lambda x, k: patches.convolve(x, k, 2),
     "patches_cropped": lambda x, k: patches.convolve(x, k, 1),
     "upsampled_patches": lambda x, k: fast_cpu.upsample_and_convolve(
@@ -121,7 +121,8 @@ def values_and_gradients(convolution, x, kernel):
 @pytest.mark.parametrize("size", [(2, 2), (8, 8), (6, 10)])
 @pytest.mark.parametrize("form", FORMS)
 def test_every_form_has_the_values_and_gradients_of_the_plain_one(form, size, channels):
-    if form in ("winograd_cropped", "patches_cropped") and min(size) == 2:
+    is_upsampled = form.startswith("upsampled")
+    if form.endswith("cropped") and not is_upsampled and min(size) == 2:
         pytest.skip("nothing is left of these images")
     x, kernel = random(3, *size, channels), random(5, 5, channels, 4)
     tolerance = 2e-5 if "winograd" in form else 2e-6
@@ -198,7 +199,9 @@ def test_forms_other_than_the_plain_one_are_for_cpus_alone(monkeypatch):
         return [fast_cpu.choose_form(*shape, 2, False, True) for shape in shapes]
 
     monkeypatch.setattr(jax, "default_backend", lambda: "cpu")
-    assert forms() == ["tiles", "rows", "plain", "winograd"]
+    for cores, third in ((1, "mixed"), (2, "plain")):
+        monkeypatch.setattr(parallel, "cores", lambda cores=cores: cores)
+        assert forms() == ["tiles", "rows", third, "winograd"]
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     assert forms() == ["plain"] * 4
 
@@ -224,59 +227,22 @@ def test_a_plan_may_have_convolutions_as_products_on_every_backend(
     assert parallel.has_convolution(correlate, x, kernel)
 
 
-@pytest.mark.parametrize("backend", ["cpu", "gpu"])
-def test_compiler_options_are_for_cpus_of_several_cores(monkeypatch, backend):
-    monkeypatch.setattr(jax, "default_backend", lambda: backend)
-    for cores in (1, 2):
-        monkeypatch.setattr(parallel, "cores", lambda cores=cores: cores)
-        fast_cpu.compiler_options.cache_clear()
-        options = fast_cpu.compiler_options()
-        if backend == "gpu" or cores == 1:
-            assert options is None
-        else:  # which this version of XLA may lack
-            compiled = jax.jit(lambda x: x + 1, compiler_options=options)
-            assert compiled(1) == 2
-    fast_cpu.compiler_options.cache_clear()
+@pytest.mark.parametrize("shape", [(7, 5, 3), (4, fast_cpu.MAX_TRANSPOSED + 1, 2)])
+def test_dense_products_and_their_gradients_are_the_plain_ones(shape):
+    rows, inputs, outputs = shape
+    x, kernel = random(rows, inputs), random(inputs, outputs)
+    dy = random(rows, outputs)
+    y, pull_back = jax.vjp(jax.jit(fast_cpu.product), x, kernel)
+    expected = x @ kernel, dy @ kernel.T, x.T @ dy
+    for actual, one in zip((y, *pull_back(dy)), expected, strict=True):
+        np.testing.assert_allclose(actual, one, atol=1e-5 * np.abs(one).max())
+    np.testing.assert_allclose(fast_cpu.product(x, kernel), x @ kernel, rtol=1e-4)
 
 
-def draws(key):
-    shapes = ((3, 2, 2), (4, 5), (7,))
-    keys = jax.random.split(key, 3)
-    return [jax.random.normal(k, shape) for k, shape in zip(keys, shapes, strict=True)]
-
-
-def test_quick_options_change_no_bit_and_are_for_cpus(monkeypatch):
-    quick = fast_cpu.quick_options.__wrapped__
-    with monkeypatch.context() as patch:
-        patch.delenv("XLA_FLAGS", raising=False)
-        options, key = quick(), jax.random.key(5)
-    assert (options is None) == (jax.default_backend() != "cpu")
-    found = jax.jit(draws, compiler_options=options)(key)
-    default = options and {"xla_backend_optimization_level": 3}
-    expected = jax.jit(draws, compiler_options=default)(key)
-    jax.tree.map(np.testing.assert_array_equal, found, expected)
-    monkeypatch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=2")
-    assert quick() is None
-    monkeypatch.delenv("XLA_FLAGS")
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    assert quick() is None
-
-
-def test_freed_memory_is_kept_with_one_arena_for_large_networks(monkeypatch):
-    calls = []
-
-    class Library:
-        def mallopt(self, parameter, value):
-            calls.append((parameter, value))
-
-    monkeypatch.setattr(ctypes, "CDLL", lambda name: Library())
-    fast_cpu.keep_freed_memory(large=False)
-    # glibc's malloc.h: M_MMAP_MAX -4, M_TRIM_THRESHOLD -1, M_ARENA_MAX -8.
-    assert calls == [(-4, 0), (-1, 2**31 - 1)]
-    fast_cpu.keep_freed_memory(large=True)
-    assert calls[2:] == [(-4, 0), (-1, 2**31 - 1), (-8, 1)]
-
-
-def test_other_c_libraries_are_left_alone(monkeypatch):
-    monkeypatch.setattr(ctypes, "CDLL", lambda name: object())
-    fast_cpu.keep_freed_memory(large=True)
+def test_dense_products_may_be_mapped_over_runs():
+    x, kernels = random(4, 6, 5), random(2, 5, 3)
+    loss = lambda kernel: jnp.sum(jnp.sin(fast_cpu.product(x[0], kernel)))  # noqa: E731
+    found = jax.vmap(jax.grad(loss))(kernels)
+    for one, kernel in zip(found, kernels, strict=True):
+        expected = x[0].T @ np.cos(x[0] @ kernel)
+        np.testing.assert_allclose(one, expected, rtol=1e-4, atol=1e-5)

@@ -17,7 +17,7 @@ OF_ONE_DEVICE = (
     "epochs_test.py::test_one_call_per_batch_gives_what_the_loop_gives",
     "epochs_test.py::test_padding_changes_nothing",
     "epochs_test.py::test_rollback_slows_only_the_runs_that_diverge",
-    "fast_cpu_test.py::test_quick_options_change_no_bit_and_are_for_cpus",
+    "cpu_settings_test.py::test_quick_options_change_no_bit_and_are_for_cpus",
     "parity_test.py::test_autoencoder_gradients_and_three_steps[cardio_mlp]",
     "parity_test.py::test_autoencoder_gradients_and_three_steps[mnist_LeNet]",
     "parity_test.py::test_deep_sad_gradients_three_steps_and_scores[cardio_mlp-1.0]",

@@ -79,6 +79,37 @@ def test_batch_norm_gradient_is_that_of_the_definition(shape, pool):
     np.testing.assert_allclose(pull_back(dy)[0], plain_pull_back(dy)[0], atol=1e-5)
 
 
+@pytest.mark.parametrize("slope", [0.0, 0.01, 0.1])
+def test_rows_are_normalized_and_rectified_as_defined(slope):
+    def defined(x):
+        return nn.leaky_relu(plain_norm(x, False), slope)
+
+    def run(x):
+        y, pull_back = jax.vjp(lambda x: layers.normalize_rows(x, 1e-4, slope)[0], x)
+        return y, *pull_back(jnp.cos(y))
+
+    x = random(8, 5)
+    y, pull_back = jax.vjp(defined, x)
+    found = run(x)
+    np.testing.assert_allclose(found[0], y, atol=1e-5)
+    np.testing.assert_allclose(found[1], *pull_back(jnp.cos(y)), atol=1e-5)
+    shares = jax.vmap(run, axis_name=parallel.AXIS)(x.reshape(4, 2, 5))
+    for share, whole in zip(shares, found, strict=True):
+        np.testing.assert_allclose(share.reshape(whole.shape), whole, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(6, 3), (6, 4, 4, 3)])
+@pytest.mark.parametrize("train", [True, False])
+def test_a_leaky_relu_may_come_last(shape, train):
+    x, module = random(*shape), layers.BatchNorm(train=train)
+    variables = {"batch_stats": STATISTICS}
+    apart, state = module.apply(variables, x, mutable=["batch_stats"])
+    joined, same = module.apply(variables, x, slope=0.1, mutable=["batch_stats"])
+    np.testing.assert_allclose(joined, nn.leaky_relu(apart, 0.1), atol=1e-5)
+    for a, b in zip(jax.tree.leaves(state), jax.tree.leaves(same), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5)
+
+
 @pytest.mark.parametrize("pool", [False, True])
 def test_batch_norm_over_shares_of_a_batch_is_that_of_the_batch(pool):
     x = random(8, 4, 4, 3)

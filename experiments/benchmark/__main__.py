@@ -42,7 +42,7 @@ import jax
 import jax.numpy as jnp
 from absl import app, flags
 
-from deepsad_jax import fast_cpu, networks, parallel
+from deepsad_jax import cpu_settings, networks, parallel
 from experiments import workdir
 from experiments.benchmark import (
     accelerator,
@@ -176,7 +176,7 @@ def main(argv):
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument {argv[1]!r}")
     names = NETWORKS.value or list(networks.PAPER)
-    fast_cpu.keep_freed_memory(
+    cpu_settings.keep_freed_memory(
         any("LeNet" in name for name in names)
     )  # as the other commands do; PyTorch gains as well
     results = {"device": jax.devices()[0].device_kind, "jax": jax.__version__}
