@@ -127,30 +127,65 @@ class Moments(NamedTuple):
         }
 
 
-def auroc(labels: np.ndarray, scores: np.ndarray) -> float:
-    """Area under the ROC curve, in [0, 1], by scikit-learn.
+def alarms(labels: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """How many examples lie at or above each score, from the highest to the lowest.
+
+    In NumPy, since importing scikit-learn takes longer than a small table's training.
 
     Args:
         labels: 0 normal, 1 anomaly, `[n]`.
-        scores: higher = more anomalous, `[n]`, finite.
+        scores: higher = more anomalous, `[n]`.
+
+    Returns:
+        False alarms and hits, `[k + 1]` int64 for k different scores, each from 0.
+
+    Raises:
+        ValueError: for other labels, scores that are not finite, or unlike shapes.
+    """
+    labels, scores = np.asarray(labels), np.asarray(scores)
+    if labels.ndim != 1 or labels.shape != scores.shape:
+        raise ValueError(
+            f"labels and scores have shapes {labels.shape} and {scores.shape}; both "
+            "must be [n]"
+        )
+    if not np.isin(labels, (0, 1)).all():
+        raise ValueError("labels has other values than 0, normal, and 1, anomaly")
+    if not np.isfinite(scores).all():
+        raise ValueError("scores has values that are not finite")
+    order = np.argsort(scores, kind="stable")[::-1]
+    scores, hits = scores[order], np.cumsum(labels[order], dtype=np.int64)
+    last = np.flatnonzero(np.append(scores[1:] != scores[:-1], len(scores) > 0))
+    hits = np.append(0, hits[last])
+    return np.append(0, last + 1) - hits, hits
+
+
+def auroc(labels: np.ndarray, scores: np.ndarray) -> float:
+    """Area under the ROC curve, in [0, 1].
+
+    The share of pairs of an anomaly and a normal example in which the anomaly scores
+    higher; ties count half.
+
+    Args, Raises: as for `alarms`.
 
     Returns:
         The area; NaN if all labels are equal, since it is not defined then.
     """
-    import sklearn.metrics
-
-    if len(np.unique(labels)) < 2:
+    false, hits = alarms(labels, scores)
+    if not (false[-1] and hits[-1]):
         return math.nan
-    return float(sklearn.metrics.roc_auc_score(labels, scores))
+    twice = np.sum(np.diff(false) * (hits[1:] + hits[:-1]))
+    return float(twice / (2.0 * false[-1] * hits[-1]))
 
 
 def average_precision(labels: np.ndarray, scores: np.ndarray) -> float:
     """Average precision with anomalies as the positive class, in [0, 1].
 
-    Args, Returns: as for `auroc`.
-    """
-    import sklearn.metrics
+    The mean over the anomalies of the precision where each is found.
 
-    if len(np.unique(labels)) < 2:
+    Args, Returns, Raises: as for `auroc`.
+    """
+    false, hits = alarms(labels, scores)
+    if not (false[-1] and hits[-1]):
         return math.nan
-    return float(sklearn.metrics.average_precision_score(labels, scores))
+    precision = hits[1:] / (false[1:] + hits[1:])
+    return float(np.sum(np.diff(hits) * precision) / hits[-1])

@@ -81,20 +81,22 @@ def _percent():
 
 
 def _curves(labels, scores):
-    import sklearn.metrics
-
     drawing, axes = plots.panels(1, 2, 9.5, 5.2)
     (roc, recalled), base = axes[0], float(np.mean(labels))
     lines = ("-", "--", "-.", (0, (5, 1, 1, 1)))
     for i, (name, values) in enumerate(scores.items()):
         style = {"ls": lines[i % len(lines)], "color": f"C{i}", "lw": 2 - 0.5 * (i > 0)}
-        false, true, _ = sklearn.metrics.roc_curve(labels, values)
+        false, hits = metrics.alarms(labels, values)
+        recall = hits / hits[-1]
         area = metrics.auroc(labels, values)
-        roc.plot(false, true, label=f"{name}, AUROC {area:.1%}", **style)
-        precision, recall, _ = sklearn.metrics.precision_recall_curve(labels, values)
+        roc.plot(false / false[-1], recall, label=f"{name}, AUROC {area:.1%}", **style)
+        precision = hits[1:] / (false + hits)[1:]
         average = metrics.average_precision(labels, values)
         recalled.plot(
-            recall, precision, label=f"{name}, average precision {average:.1%}", **style
+            recall[1:],
+            precision,
+            label=f"{name}, average precision {average:.1%}",
+            **style,
         )
     chance = {"ls": ":", "color": "grey"}
     roc.plot([0, 1], [0, 1], label="random order, AUROC 50.0%", **chance)

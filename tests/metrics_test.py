@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import sklearn.metrics
 
 from deepsad_jax import metrics
 
@@ -134,6 +135,36 @@ def test_average_precision_by_hand():
     # Ranked 1, 0, 1: precision 1 at recall 1/2 and 2/3 at recall 1.
     value = metrics.average_precision(np.array([1, 0, 1]), np.array([3.0, 2.0, 1.0]))
     assert math.isclose(value, 0.5 * 1 + 0.5 * 2 / 3)
+
+
+@pytest.mark.parametrize("kinds", [5, 10_000])
+def test_figures_are_those_of_scikit_learn(kinds):
+    rng = np.random.default_rng(kinds)
+    labels = (rng.random(3000) < 0.1).astype(int)
+    scores = (rng.integers(0, kinds, 3000) + kinds // 4 * labels).astype(np.float32)
+    expected = sklearn.metrics.roc_auc_score(labels, scores)
+    assert math.isclose(metrics.auroc(labels, scores), expected, rel_tol=1e-12)
+    assert metrics.auroc(labels == 1, scores) == metrics.auroc(labels, scores)
+    expected = sklearn.metrics.average_precision_score(labels, scores)
+    found = metrics.average_precision(labels, scores)
+    assert math.isclose(found, expected, rel_tol=1e-12)
+    false, hits = metrics.alarms(labels, scores)
+    curve = sklearn.metrics.roc_curve(labels, scores, drop_intermediate=False)
+    np.testing.assert_allclose(false / false[-1], curve[0])
+    np.testing.assert_allclose(hits / hits[-1], curve[1])
+
+
+@pytest.mark.parametrize(
+    ("labels", "scores", "message"),
+    [
+        ([1, -1], [0.0, 1.0], "labels has other values than 0, normal, and 1, anomaly"),
+        ([0, 1], [0.0, np.nan], "scores has values that are not finite"),
+        ([0, 1], [0.0], r"labels and scores have shapes \(2,\) and \(1,\)"),
+    ],
+)
+def test_labels_of_another_convention_are_refused(labels, scores, message):
+    with pytest.raises(ValueError, match=message):
+        metrics.auroc(np.array(labels), np.array(scores))
 
 
 def test_one_class_alone_has_no_figure():
