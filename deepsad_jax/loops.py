@@ -99,7 +99,7 @@ class _OneRun:
     """What is compiled: pure functions of an objective and a stage."""
 
     def __init__(self, objective, stage):
-        self.objective, self.stage, self._found_shapes = objective, stage, {}
+        self.stage, self._step = stage, _traced_once(objective, stage)
 
     def start(self, variables):
         # Training overwrites the memory of its state; the caller's arrays stay.
@@ -113,14 +113,14 @@ class _OneRun:
         any pieces. Bounds are dynamic: one compilation serves all.
         """
         steps = data.size // self.stage.batch_size
-        step = training.make_step(self.objective, self.stage.optimizer_for(steps))
 
         def one_epoch(epoch, carry):
             order, step_key = _prepare(data, key, epoch)
 
             def one_step(i, carry):
                 batch = self._batch(data, order, i)
-                state, more = step(carry[0], batch, jax.random.fold_in(step_key, i))
+                of_step = jax.random.fold_in(step_key, i)
+                state, more = self._step(carry[0], batch, of_step, steps)
                 return state, _merged(carry[1], more)
 
             (state, records), place = carry, epoch - first
@@ -139,18 +139,17 @@ class _OneRun:
 
     def step(self, state, totals, data, order, key, i):
         steps = data.size // self.stage.batch_size
-        step = training.make_step(self.objective, self.stage.optimizer_for(steps))
         batch = self._batch(data, order, i)
-        state, more = step(state, batch, jax.random.fold_in(key, i))
+        state, more = self._step(state, batch, jax.random.fold_in(key, i), steps)
         return state, _merged(totals, more)
 
     def on_rows(self, state, totals, piece, key, first, count, steps):
         """(state, totals) after the first `count` batches of a piece, `[most, ...]`."""
-        step = training.make_step(self.objective, self.stage.optimizer_for(steps))
 
         def one_step(i, carry):
             batch = Batch(training.as_float(piece.x[i]), piece.semi_targets[i])
-            state, more = step(carry[0], batch, jax.random.fold_in(key, first + i))
+            of_step = jax.random.fold_in(key, first + i)
+            state, more = self._step(carry[0], batch, of_step, steps)
             return state, _merged(carry[1], more)
 
         if len(piece.x) == 1:
@@ -167,16 +166,25 @@ class _OneRun:
 
     def shapes(self, state, example):
         """Of the metrics of a step, for examples of a shape."""
-        found = self._found_shapes
-        if example not in found:
-            found[example] = self._trace_shapes(state, example)
-        return found[example]
+        share = self.stage.batch_size // parallel.shares()
+        x = jax.ShapeDtypeStruct((share, *example), jnp.float32)
+        batch = Batch(x, jax.ShapeDtypeStruct((share,), jnp.float32))
+        steps = jax.ShapeDtypeStruct((), jnp.int32)
+        return jax.eval_shape(self._step, state, batch, jax.random.key(0), steps)[1]
 
-    def _trace_shapes(self, state, example):
-        x = jax.ShapeDtypeStruct((2, *example), jnp.float32)
-        batch = Batch(x, jax.ShapeDtypeStruct((2,), jnp.float32))
-        step = training.make_step(self.objective, self.stage.optimizer_for(1))
-        return jax.eval_shape(step, state, batch, jax.random.key(0))[1]
+
+def _traced_once(objective, stage):
+    """(state, batch, key, steps) -> (state, metrics): a step of an epoch of so many.
+
+    The second time that it is traced for the same shapes, JAX remembers it.
+    """
+
+    def step(state, batch, key, steps):
+        return training.make_step(objective, stage.optimizer_for(steps))(
+            state, batch, key
+        )
+
+    return jax.jit(step, inline=True)
 
 
 def _zeros(shapes):
