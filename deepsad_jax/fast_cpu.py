@@ -325,7 +325,9 @@ def _dense_forward(x, kernel):
 
 def _dense_backward(residuals, dy):
     columns, kernel = residuals
-    return (kernel @ dy.T).T, columns @ dy
+    # So that all programs round it alike, whatever XLA would compute with the products.
+    dy = lax.optimization_barrier(dy.T)
+    return (kernel @ dy).T, columns @ dy.T
 
 
 dense.defvjp(_dense_forward, _dense_backward)

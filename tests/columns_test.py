@@ -130,7 +130,10 @@ def test_columns_are_found_by_name_in_any_order():
         (lambda t: t.assign(n=1e15), r"row 0, column 'n'\), too far.*from 0 to 8"),
         (lambda t: t.to_numpy(object)[:, :3], "x has 3 columns; it must have 8"),
         (lambda t: np.zeros((4, 3)), r"shape \(4, 3\); it must be \[n, 8\]"),
-        (lambda t: np.full((4, 8), 7.5), "contains 7.5 .row 0, column 'make'.*no code"),
+        (
+            lambda t: np.full((4, 8), 7.5),
+            "contains 7.5 .row 0, column 'make'.*not a code",
+        ),
         (lambda t: t[:0], "x has no rows"),
     ],
 )

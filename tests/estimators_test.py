@@ -264,7 +264,7 @@ def test_known_anomalies_alone_are_too_little_to_hold_out():
     y[0] = 0
     with pytest.raises(ValueError, match="240 rows, 1 of them no known anomalies"):
         estimators.KernelDensity().fit(X, y)
-    with pytest.raises(ValueError, match="1 rows that are no known .* for 5 folds"):
+    with pytest.raises(ValueError, match="1 rows that are not known .* for 5 folds"):
         estimators.KernelDensity(calibration="cross").fit(X, y)
 
 

@@ -87,7 +87,7 @@ def test_random_weights_name_other_columns(deep, why):
     )
     pairs = zip(why.found.values, other.found.values, strict=True)
     alike = [np.corrcoef(*pair)[0, 1] for pair in pairs]
-    assert np.mean(alike) < 0.6 and named_first(other) < 80
+    assert np.mean(alike) < 0.8 and named_first(other) < 80
 
 
 def test_a_committee_is_explained_by_permutations(labels):
@@ -212,7 +212,7 @@ def test_maps_have_the_shape_of_the_images():
     assert found.maps.shape == (3, 4, 4) and found.errors is None
     places = found.maps.reshape(3, -1).argmax(axis=1)
     np.testing.assert_array_equal(places, 4 * 1 + 2)
-    with pytest.raises(ValueError, match="no table; look at maps"):
+    with pytest.raises(ValueError, match="not a table; look at maps"):
         found.reasons(0)
 
 

@@ -27,7 +27,7 @@ class Committee(values.ByContent):
     """The mean of the networks' mean and of each companion.
 
     The variables hold those of each member by its name, and `location` (the median) and
-    `scale` (the deviation) of their scores of training rows that are no known
+    `scale` (the deviation) of their scores of training rows that are not known
     anomalies, `[members]`.
 
     Attributes:
