@@ -154,7 +154,9 @@ class Trainer:
 
     def warm(self, name: str, objective: Any, stage: training.Stage) -> None:
         """Compiles what `run` will need, in the background of what comes before."""
-        if stage.epochs and not isinstance(self.data, streams.Stream):
+        is_stream = isinstance(self.data, streams.Stream)
+        # Processes must start programs that talk to each other in one order.
+        if stage.epochs and self.plan.processes == 1 and not is_stream:
             self._warming[name] = _BACKGROUND.submit(self._warm, objective, stage)
 
     def _warm(self, objective, stage):
