@@ -154,9 +154,9 @@ class Trainer:
 
     def warm(self, name: str, objective: Any, stage: training.Stage) -> None:
         """Compiles what `run` will need, in the background of what comes before."""
-        is_stream = isinstance(self.data, streams.Stream)
         # Processes must start programs that talk to each other in one order.
-        if stage.epochs and self.plan.processes == 1 and not is_stream:
+        is_alone = self.plan.processes == 1
+        if stage.epochs and is_alone and not isinstance(self.data, streams.Stream):
             self._warming[name] = _BACKGROUND.submit(self._warm, objective, stage)
 
     def _warm(self, objective, stage):
@@ -284,11 +284,11 @@ class Trainer:
 
     def records(self, notes: Sequence[Sequence[str]]) -> list[methods.Record]:
         """The record of each run."""
-        histories, form = self.take(self.history), self.plan.convolutions
+        form = self.plan.convolutions
         details = {} if form == "usual" else {"convolutions": form}
         return [
             methods.Record(history, dict(self.seconds), tuple(own), details)
-            for history, own in zip(histories, notes, strict=True)
+            for history, own in zip(self.take(self.history), notes, strict=True)
         ]
 
 

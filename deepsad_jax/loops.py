@@ -31,7 +31,7 @@ class Programs:
 
     def __init__(self, objective, stage, plan, convolutional):
         # In no cycle, so that what nobody needs any more is freed at once.
-        self._run = run = _OneRun(objective, stage)
+        self._run = run = _OneRun(objective, stage, plan.convolutions)
         self.plan = plan
         on_cpu = jax.default_backend() == "cpu"
         self.per_step = convolutional and on_cpu and not plan.many
@@ -98,8 +98,9 @@ class Programs:
 class _OneRun:
     """What is compiled: pure functions of an objective and a stage."""
 
-    def __init__(self, objective, stage):
-        self.stage, self._step = stage, _traced_once(objective, stage)
+    def __init__(self, objective, stage, convolutions):
+        step = _traced_once(objective, stage, convolutions)
+        self.stage, self._step = stage, step
 
     def start(self, variables):
         # Training overwrites the memory of its state; the caller's arrays stay.
@@ -173,18 +174,18 @@ class _OneRun:
         return jax.eval_shape(self._step, state, batch, jax.random.key(0), steps)[1]
 
 
-def _traced_once(objective, stage):
+def _traced_once(objective, stage, convolutions):
     """(state, batch, key, steps) -> (state, metrics): a step of an epoch of so many.
 
-    The second time that it is traced for the same shapes, JAX remembers it.
+    The second time that it is traced for the same shapes, JAX remembers it, wherever
+    the first was. So it sees to the plan's convolutions itself.
     """
 
     def step(state, batch, key, steps):
-        return training.make_step(objective, stage.optimizer_for(steps))(
-            state, batch, key
-        )
+        optimizer = stage.optimizer_for(steps)
+        return training.make_step(objective, optimizer)(state, batch, key)
 
-    return jax.jit(step, inline=True)
+    return jax.jit(parallel.computed_as(step, convolutions), inline=True)
 
 
 def _zeros(shapes):

@@ -8,6 +8,7 @@ import pytest
 from deepsad_jax import (
     epochs,
     formulations,
+    loops,
     methods,
     networks,
     objectives,
@@ -43,6 +44,21 @@ def test_runs_side_by_side_train_alike_in_every_formulation():
         assert [record.details for _, record in fitted] == [expected] * 2
     for form in ("patches", "blocks"):
         np.testing.assert_allclose(losses[form], losses["usual"], rtol=1e-4)
+
+
+def test_a_step_has_the_plans_convolutions_wherever_it_is_traced_first():
+    encoder = networks.LeNetEncoder(SHAPE, (16, 128), 3)  # "plain" on a CPU
+    objective = objectives.DeepSAD(encoder)
+    (one,) = runs(1)
+    for form, expected in (("usual", True), ("patches", False)):
+        plan = parallel.Plan(convolutions=form)
+        trainer = epochs.Trainer([one.key], [one.data], plan, ("train",))
+        programs = loops.Programs(objective, STAGE, plan, True)
+        state = programs.start(trainer.init(objective, "train"))
+        programs._run.shapes(state, SHAPE)  # before anything is compiled
+        batch = training.Batch(np.zeros((8, *SHAPE), np.float32), np.zeros(8))
+        found = parallel.has_convolution(programs._run._step, state, batch, one.key, 3)
+        assert found == expected
 
 
 @pytest.fixture

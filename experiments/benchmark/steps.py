@@ -1,6 +1,5 @@
 """Epochs of each stage: how fast they are, and what the device could do."""
 
-import dataclasses
 import functools
 import time
 
@@ -49,12 +48,7 @@ def steps(
     optimization = training.Stage(batch_size=batch_size, epochs=1)
     size = batches * batch_size
     sets = [subjects.synthetic(network, size, seed) for seed in range(runs)]
-    plan = parallel.split_batch(devices)
-    if runs > 1:
-        together = bool(convolutions) or jax.default_backend() != "cpu"
-        plan = parallel.Plan(devices, True, together, shared_inputs=False)
-        if convolutions:
-            plan = dataclasses.replace(plan, convolutions=convolutions)
+    plan = _plan(runs, devices, convolutions)
     peak = peak_flops(dtype) * devices
     rows = []
     for stage in subjects.STAGES:
@@ -92,6 +86,14 @@ def steps(
             row["ratio"] = seconds["torch"] / seconds["ours"]
         rows.append(row)
     return rows
+
+
+def _plan(runs, devices, convolutions):
+    if runs == 1:
+        return parallel.split_batch(devices)
+    together = bool(convolutions) or jax.default_backend() != "cpu"
+    form = convolutions or parallel.CONVOLUTIONS[0]
+    return parallel.Plan(devices, True, together, False, form)
 
 
 @functools.cache
