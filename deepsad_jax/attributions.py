@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from deepsad_jax import cpu_settings, epochs, parallel
+from deepsad_jax import cpu_settings, forward, parallel
 
 # Numbers that are held at once, of rows in the making.
 _NUMBERS = 2**19
@@ -66,7 +66,7 @@ def integrated_gradients(
         groups: the part to which each feature belongs, `[features]`, from 0 on.
         parts: how many there are; some may have no feature.
     """
-    score = functools.partial(epochs.evaluate, objective, "score", variables)
+    score = functools.partial(forward.evaluate, objective, "score", variables)
     scores, usual, scale = _scored(score, x, references)
     slopes_at = _slopes(objective, x.shape[1:])
     found = np.zeros((len(x), parts))
@@ -95,7 +95,7 @@ def _slopes(objective, shape):
         slopes = jax.grad(lambda rows: jnp.sum(objective.score(variables, rows)))(at)
         return jnp.mean(slopes.reshape(way.shape) * way, axis=1)
 
-    conv = epochs.is_convolutional(objective, shape)
+    conv = forward.is_convolutional(objective, shape)
     options = cpu_settings.compiler_options() if conv else None
     return parallel.one().compile(function, options=options)
 

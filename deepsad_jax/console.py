@@ -4,7 +4,9 @@ Messages, warnings and bars go to the standard error; whatever ends a command ea
 it in one sentence and an exit status of its own.
 """
 
+import atexit
 import contextlib
+import gc
 import itertools
 import logging as python_logging
 import os
@@ -200,6 +202,8 @@ class Stop:
 def begin(stop: Stop) -> None:
     """The first thing that a command does: signals and warnings become sentences."""
     stop.listen()
+    # At the end Python would look for cycles in all that JAX has made: half a second.
+    atexit.register(gc.freeze)
     # JAX tells of every accelerator that is not there.
     python_logging.getLogger("jax").setLevel(python_logging.WARNING)
     warnings.showwarning = _show_warning

@@ -15,17 +15,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from deepsad_jax import cpu_settings, methods, parallel, streams, training
+from deepsad_jax import cpu_settings, forward, methods, parallel, streams, training
 from deepsad_jax.loops import PIECE, Programs
-from deepsad_jax.training import Batch
 
 Variables = dict[str, Any]
 History = dict[str, np.ndarray]
 
-# Rows evaluated at once: few programs serve any number of rows. One serves those of
-# tables, whose scores are then the same bits whatever is scored beside them.
-_CHUNKS, _TABLE_CHUNKS = (16, 512), (256,)
-_BLOCK = 2**16
+# Inputs and parameters, times the steps of a stage, up to which less is spent on
+# compiling: about two tenths of a second of computing, for seven tenths of compiling.
+_BRIEF = 2_000_000
 # Compiles while others train; what fails there fails again where it is needed.
 _BACKGROUND = concurrent.futures.ThreadPoolExecutor(1, "compilation")
 
@@ -33,36 +31,14 @@ _BACKGROUND = concurrent.futures.ThreadPoolExecutor(1, "compilation")
 # What is found again: enough for the stages of a few methods on data of a few shapes,
 # and not without end.
 @functools.lru_cache(maxsize=16)
-def _programs(objective, optimizer, batch_size, plan, convolutional, steps, shapes):
+def _programs(
+    objective, optimizer, batch_size, plan, convolutional, brief, steps, shapes
+):
     del shapes
     if steps is not None:
         optimizer = optimizer(steps)
     stage = training.Stage(optimizer, batch_size=batch_size)
-    return Programs(objective, stage, plan, convolutional)
-
-
-@functools.lru_cache(maxsize=64)
-def initial(objective: Any, shape: tuple[int, ...]) -> Variables:
-    """Shapes and types of an objective's variables, for examples of a shape."""
-    x = jax.ShapeDtypeStruct((2, *shape), jnp.float32)
-    return jax.eval_shape(objective.init, jax.random.key(0), x)
-
-
-@functools.lru_cache(maxsize=64)
-def is_convolutional(objective: Any, shape: tuple[int, ...]) -> bool:
-    """Whether training computes convolutions, for examples of a shape."""
-    for inner in ("autoencoder", "network"):  # of a hybrid, of a committee
-        objective = getattr(objective, inner, objective)
-    if not hasattr(objective, "init"):
-        return False
-    x = jax.ShapeDtypeStruct((2, *shape), jnp.float32)
-    batch = Batch(x, jax.ShapeDtypeStruct((2,), jnp.float32))
-    key, variables = jax.random.key(0), initial(objective, shape)
-    return parallel.has_convolution(
-        lambda variables, batch: objective.loss(variables, batch, key)[0],
-        variables,
-        batch,
-    )
+    return Programs(objective, stage, plan, convolutional, brief)
 
 
 class Trainer:
@@ -89,10 +65,15 @@ class Trainer:
         self.history: dict[str, History] = {}
         self.seconds: dict[str, float] = {}
         self._observe, self._keeper = observe, keeper
+        self._keys, self._uses = tuple(keys), uses
         self._count, self._warming = len(keys), {}
-        derived = _derived(tuple(keys), len(uses))
-        self.keys = {use: self.put(derived[i]) for i, use in enumerate(uses)}
         self.data = self._on_device()
+
+    @functools.cached_property
+    def keys(self) -> dict[str, Any]:
+        """The key of each use, of each run."""
+        derived = _derived()(self._keys, len(self._uses))
+        return {use: self.put(derived[i]) for i, use in enumerate(self._uses)}
 
     def _on_device(self):
         sets = self.sets
@@ -150,7 +131,7 @@ class Trainer:
         """
         plan = parallel.one() if self.plan.many else self.plan
         for variables, data in zip(runs, self.sets, strict=True):
-            yield _parts(objective, name, variables, data, plan)
+            yield forward.parts(objective, name, variables, data, plan)
 
     def warm(self, name: str, objective: Any, stage: training.Stage) -> None:
         """Compiles what `run` will need, in the background of what comes before."""
@@ -161,8 +142,10 @@ class Trainer:
 
     def _warm(self, objective, stage):
         key = self.put([jax.random.key(0)] * self._count)
-        shapes = jax.eval_shape(_init(objective, self.example.shape, self.plan), key)
-        variables = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
+        variables = jax.tree.map(
+            lambda leaf: np.zeros(key.shape + leaf.shape, leaf.dtype),
+            forward.initial(objective, self.shape),
+        )
         made = self._programs(objective, stage)
         state = made.start(variables)
         if not made.per_step:
@@ -172,7 +155,8 @@ class Trainer:
         is_stream = isinstance(self.data, streams.Stream)
         shapes = [self.example] if is_stream else self.data
         found = (objective, stage.optimizer, stage.batch_size, self.plan)
-        found = (*found, is_convolutional(objective, self.shape))
+        found = (*found, forward.is_convolutional(objective, self.shape))
+        found = (*found, not is_stream and self._is_brief(objective, stage))
         size, steps = stage.batch_size, []
         if stage.fixes_steps:
             steps = [
@@ -180,6 +164,16 @@ class Trainer:
             ]
         known = max(1, steps[0]) if len({*steps}) == 1 else None
         return _programs(*found, known, tuple((a.shape, a.dtype) for a in shapes))
+
+    def _is_brief(self, objective, stage):
+        """Whether a run computes so little that compiling would take longer."""
+        if getattr(objective, "is_random", False):
+            return False  # alone and among many runs, the bits would not be the same
+        leaves = jax.tree.leaves(forward.initial(objective, self.shape))
+        numbers = stage.batch_size * math.prod(self.shape)
+        numbers += sum(math.prod(leaf.shape) for leaf in leaves)
+        steps = max(int(data.size) for data in self.sets) // stage.batch_size
+        return stage.epochs * max(steps, 1) * numbers < _BRIEF
 
     def run(
         self,
@@ -292,12 +286,16 @@ class Trainer:
         ]
 
 
-@functools.partial(jax.jit, static_argnums=1)
-def _derived(keys, count):
-    uses = jnp.arange(count)  # mapped, since XLA compiles each `fold_in` anew
-    found = jax.vmap(lambda key: jax.vmap(jax.random.fold_in, (None, 0))(key, uses))
-    found = found(jnp.stack(keys))
-    return [[own[i] for own in found] for i in range(count)]
+@functools.cache
+def _derived():
+    def derived(keys, count):
+        uses = jnp.arange(count)  # mapped, since XLA compiles each `fold_in` anew
+        found = jax.vmap(lambda key: jax.vmap(jax.random.fold_in, (None, 0))(key, uses))
+        found = found(jnp.stack(keys))
+        return [[own[i] for own in found] for i in range(count)]
+
+    options = cpu_settings.brief_options()
+    return jax.jit(derived, static_argnums=1, compiler_options=options)
 
 
 @functools.lru_cache(maxsize=16)
@@ -305,7 +303,7 @@ def _init(objective, shape, plan):
     def init(key):
         return objective.init(key, jnp.zeros(shape))
 
-    return plan.compile(init, options=cpu_settings.quick_options())
+    return plan.compile(init, options=cpu_settings.brief_options())
 
 
 def _slower(state, history, epoch, error) -> jax.Array:
@@ -332,70 +330,3 @@ def check_finite(history: History, epoch: int) -> None:
             f"{loss[~np.isfinite(loss)].flat[0]}; try a smaller learning rate or a "
             "larger batch, and look for extreme values in the data"
         )
-
-
-@functools.lru_cache(maxsize=32)
-def _evaluator(objective, name, plan, shape, variables):
-    del variables  # their shapes
-
-    def function(variables, x):
-        return parallel.gather(
-            getattr(objective, name)(variables, training.as_float(x))
-        )
-
-    on_cpu = jax.default_backend() == "cpu"
-    conv = on_cpu and plan.devices == 1 and is_convolutional(objective, shape)
-    # Else the same as where devices share the rows, which get the same bits.
-    options = cpu_settings.compiler_options() if conv else None
-    return plan.compile(function, split=1, options=options)
-
-
-def evaluate(
-    objective: Any,
-    name: str,
-    variables: Variables,
-    x: np.ndarray,
-    plan: parallel.Plan | None = None,
-    rows: np.ndarray | None = None,
-) -> np.ndarray:
-    """Applies a function of an objective to many examples, a chunk at a time.
-
-    Args:
-        objective: what has the function.
-        name: of the function `(variables, x [batch, ...]) -> [batch, ...]`.
-        variables: its first argument.
-        x: prepared inputs, `[n, ...]`, uint8 or float32.
-        plan: devices that share each chunk.
-        rows: those of x to evaluate; all by default.
-
-    Returns:
-        `[n or len(rows), ...]`.
-    """
-    plan = plan or parallel.one()
-    shapes = tuple(np.shape(leaf) for leaf in jax.tree.leaves(variables))
-    function = _evaluator(objective, name, plan, x.shape[1:], shapes)
-    variables = jax.device_put(variables)
-    size = len(x) if rows is None else len(rows)
-    sizes = _CHUNKS if x.ndim > 2 else _TABLE_CHUNKS
-    chunk = next((c for c in sizes if size <= c), sizes[-1]) * plan.devices
-    results = []
-    for first in range(0, size, chunk):
-        place = slice(first, first + chunk)
-        part = x[place] if rows is None else x[rows[place]]
-        missing = chunk - len(part)
-        if missing:
-            part = np.pad(part, ((0, missing), *((0, 0),) * (x.ndim - 1)))
-        results.append(function(variables, plan.by_device(part)))
-    return np.concatenate(jax.device_get(results))[:size]
-
-
-def _parts(objective, name, variables, data, plan):
-    if isinstance(data, streams.Stream):
-        for x, targets in data.batches():
-            yield evaluate(objective, name, variables, x, plan), targets
-        return
-    size = int(data.size)
-    for first in range(0, size, _BLOCK):
-        rows = data.indices[first : min(first + _BLOCK, size)]
-        targets = data.semi_targets[first : first + len(rows)]
-        yield evaluate(objective, name, variables, data.x, plan, rows), targets

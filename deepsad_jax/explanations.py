@@ -19,9 +19,9 @@ from deepsad_jax import (
     attributions,
     calibrated,
     columns,
-    epochs,
     examples,
     fields,
+    forward,
     objectives,
     training,
 )
@@ -203,7 +203,7 @@ def _evaluated(model, name, rows):
     """A function of the objective, of prepared rows."""
     wide = getattr(model.objective, "float64", False)
     with jax.enable_x64(True) if wide else contextlib.nullcontext():
-        return epochs.evaluate(model.objective, name, model.variables, rows)
+        return forward.evaluate(model.objective, name, model.variables, rows)
 
 
 def _parts(model):

@@ -20,7 +20,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from deepsad_jax import epochs, parallel, training, writing
+from deepsad_jax import epochs, forward, parallel, training, writing
 
 FILE = "convolutions.json"
 _STEPS, _REPEATS = 8, 5
@@ -72,8 +72,9 @@ def fastest(
 
 def _has_a_choice(objective: Any, shape: tuple[int, ...]) -> bool:
     """Whether it has convolutions, and all of them are what a plan says."""
-    otherwise = parallel.computed_as(epochs.is_convolutional.__wrapped__, "patches")
-    return epochs.is_convolutional(objective, shape) and not otherwise(objective, shape)
+    is_convolutional = forward.is_convolutional
+    otherwise = parallel.computed_as(is_convolutional.__wrapped__, "patches")
+    return is_convolutional(objective, shape) and not otherwise(objective, shape)
 
 
 def step_seconds(
@@ -94,7 +95,7 @@ def step_seconds(
         *([jax.random.key(0)] * runs, [data] * runs, plan, ("train",))
     )
     variables = jax.tree.map(
-        lambda leaf: np.zeros(leaf.shape, leaf.dtype), epochs.initial(objective, shape)
+        lambda leaf: np.zeros(leaf.shape, leaf.dtype), forward.initial(objective, shape)
     )
     stage, times = training.Stage(epochs=1, batch_size=batch_size), []
     try:

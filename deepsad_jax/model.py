@@ -25,7 +25,7 @@ import numpy as np
 from deepsad_jax import (
     __version__,
     checkpoints,
-    epochs,
+    forward,
     modules,
     objectives,
     parallel,
@@ -158,7 +158,7 @@ def apply(
                 model.preprocessing, x[first : first + _BLOCK]
             )
             parts.append(
-                epochs.evaluate(model.objective, name, model.variables, rows, plan)
+                forward.evaluate(model.objective, name, model.variables, rows, plan)
             )
     result = np.concatenate(parts)
     if not np.isfinite(result).all():
@@ -287,7 +287,7 @@ def _rebuilt(leaves, meta, own):
 def _restored(objective, leaves, paths, shape):
     """The tree of variables."""
     if hasattr(objective, "init"):
-        tree = jax.tree.structure(epochs.initial(objective, shape))
+        tree = jax.tree.structure(forward.initial(objective, shape))
         if len(leaves) != tree.num_leaves:
             raise ValueError("its arrays are not those of its networks")
         return jax.tree.unflatten(tree, leaves)
@@ -311,12 +311,12 @@ def _verified(model):
     shape = model.preprocessing.features(shape)
     example = jax.ShapeDtypeStruct((1, *shape), np.float32)
     if hasattr(model.objective, "init"):
-        expected = _arrays(epochs.initial(model.objective, shape))
+        expected = _arrays(forward.initial(model.objective, shape))
         for path in sorted(found.keys() | expected.keys()):
             one, other = (_kind(arrays.get(path)) for arrays in (found, expected))
             if one != other:
                 raise ValueError(f"its array {path} is {one}, not {other}")
-        epochs.is_convolutional(model.objective, shape)  # as scoring will
+        forward.is_convolutional(model.objective, shape)  # as scoring will
     jax.eval_shape(model.objective.score, model.variables, example)
     if model.base is not None:
         _verified(model.base)

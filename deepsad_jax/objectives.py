@@ -14,7 +14,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -218,6 +218,8 @@ class Elbo(values.ByContent):
 
     module: nn.Module
 
+    is_random: ClassVar[bool] = True
+
     def init(self, key: jax.Array, x: jax.Array) -> Variables:
         noise = jnp.zeros((1, self.module.latent))
         return _init(lambda key: self.module.init(key, x, noise), key)
@@ -246,6 +248,8 @@ class M2(values.ByContent):
 
     module: nn.Module
     alpha: float = 0.1
+
+    is_random: ClassVar[bool] = True
 
     def init(self, key: jax.Array, x: jax.Array) -> Variables:
         noise = jnp.zeros((self.module.draws, 2, 1, self.module.latent))

@@ -19,7 +19,7 @@ from typing import Any, ClassVar
 import jax
 import numpy as np
 
-from deepsad_jax import epochs, kernels, methods, metrics
+from deepsad_jax import forward, kernels, methods, metrics
 
 SHARE, FOLDS = 0.1, 5
 # The stage and its steps: percent of the work.
@@ -88,7 +88,7 @@ class Shallow(methods.Method):
         for value in self.candidates:
             objective, variables = fitted = fit(value)
             with jax.enable_x64(True):
-                scores = epochs.evaluate(objective, "score", variables, rows)
+                scores = forward.evaluate(objective, "score", variables, rows)
             yield fitted, scores
 
     def likelihood(

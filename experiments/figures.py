@@ -17,22 +17,43 @@ def save(path: str | os.PathLike, drawing: Any) -> None:
         drawing.savefig(file, format="png", dpi=120)
 
 
-def panels(rows: int, columns: int, width: float, height: float) -> tuple[Any, Any]:
+def panels(
+    rows: int, columns: int, width: float, height: float, below: float | None = None
+) -> tuple[Any, Any]:
     """An empty figure, and its axes `[rows, columns]`.
 
     The object interface needs no display and leaves no state behind.
+
+    Args:
+        rows, columns: of axes.
+        width, height: in inches.
+        below: inches below a row of axes whose labels are of usual size; None makes
+            room for whatever is there, which takes longer than to draw it.
     """
     from matplotlib import backends, figure  # noqa: F401
 
-    drawing = figure.Figure(figsize=(width, height), layout="constrained")
-    return drawing, drawing.subplots(rows, columns, squeeze=False)
+    layout = "constrained" if below is None else "none"
+    drawing = figure.Figure(figsize=(width, height), layout=layout)
+    axes = drawing.subplots(rows, columns, squeeze=False)
+    if below is not None:
+        left, right, top = 0.95, 0.15, 0.9
+        wide = (width - columns * left - right) / columns
+        drawing.subplots_adjust(
+            left=left / width,
+            right=1 - right / width,
+            bottom=below / height,
+            top=1 - top / height,
+            wspace=left / wide,
+        )
+    return drawing, axes
 
 
 def legend_below(axis: Any, columns: int = 2) -> None:
-    """A legend that covers no curve."""
+    """A legend that covers no curve, below the label of an axis of fixed height."""
+    height = axis.get_position().height * axis.figure.get_figheight()
     axis.legend(
         loc="upper center",
-        bbox_to_anchor=(0.5, -0.16),
+        bbox_to_anchor=(0.5, -0.45 / height),
         ncols=columns,
         fontsize="small",
         frameon=False,

@@ -54,7 +54,7 @@ def _title(about) -> str:
 
 
 def _histogram(labels, scores):
-    drawing, axes = plots.panels(1, 1, 6.5, 4.4)
+    drawing, axes = plots.panels(1, 1, 6.5, 4.4, 0.9)
     axis = axes[0, 0]
     edges, is_log = thresholds.bins(scores)
     inside = np.clip(scores, edges[0], edges[-1])
@@ -81,7 +81,7 @@ def _percent():
 
 
 def _curves(labels, scores):
-    drawing, axes = plots.panels(1, 2, 9.5, 5.2)
+    drawing, axes = plots.panels(1, 2, 9.5, 5.2, 0.85 + 0.19 * len(scores))
     (roc, recalled), base = axes[0], float(np.mean(labels))
     lines = ("-", "--", "-.", (0, (5, 1, 1, 1)))
     for i, (name, values) in enumerate(scores.items()):
@@ -112,20 +112,20 @@ def _curves(labels, scores):
 
 
 def _losses(history):
-    drawing, axes = plots.panels(1, len(history), 4.5 * len(history) + 0.5, 3.9)
+    drawing, axes = plots.panels(1, len(history), 4.5 * len(history) + 0.5, 3.9, 0.55)
     for axis, (stage, values) in zip(axes.flat, history.items(), strict=True):
         loss = np.asarray(values["loss"], float)
         axis.plot(np.arange(1, len(loss) + 1), loss)
         if np.nanmin(loss) > 0:
             axis.set_yscale("log")
-        axis.set(title=f"loss of {_STAGES.get(stage, stage)}", ylabel="loss")
+        axis.set_title(f"loss of {_STAGES.get(stage, stage)}")
         plots.over_epochs(axis)
     return drawing
 
 
 def _groups(history):
     """Section 3 of the paper, with what its quantities mean."""
-    drawing, axes = plots.panels(1, 2, 10, 5)
+    drawing, axes = plots.panels(1, 2, 10.6, 4.8, 0.9)
     far, spread = axes[0]
     bound = "log_det"
     for group in _GROUPS:

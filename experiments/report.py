@@ -4,6 +4,7 @@ import dataclasses
 import importlib.metadata
 import pathlib
 import platform
+from concurrent import futures
 from typing import Any, NamedTuple
 
 import jax
@@ -70,11 +71,14 @@ def outcome(
     plan = made.plan
     labels = made.problem.labels_test
     x = streaming.rows_of(made.problem.x_test)
-    scores = model.score(fitted, x, plan=plan)
-    bases = _bases(made, fitted)
+    models = {"": fitted, **_bases(made, fitted)}
     if doubt and (untrained := _untrained(made)) is not None:
-        bases["untrained"] = untrained
-    references = {name: model.score(b, x, plan=plan) for name, b in bases.items()}
+        models["untrained"] = untrained
+    # Two at a time, since most of it is compilation; processes need one order.
+    with futures.ThreadPoolExecutor(2 if plan.processes == 1 else 1) as pool:
+        found = pool.map(lambda one: model.score(one, x, plan=plan), models.values())
+        references = dict(zip(models, found, strict=True))
+    scores = references.pop("")
     tested = np.ones(len(labels), bool)
     config = made.config
     if config.selection == "test_auc" and not config.selection_in_test:

@@ -207,7 +207,7 @@ def warm_imports(draw: bool = True) -> None:
     Args:
         draw: whether there will be pictures and a page.
     """
-    names = ["orbax.checkpoint", "sklearn.metrics"]
+    names = ["orbax.checkpoint"]
     if draw:
         names += ["matplotlib.figure", "matplotlib.backends.backend_agg", "jinja2"]
     is_over = threading.Event()

@@ -92,6 +92,7 @@ def test_public_modules_are_all_reached():
     }
     private |= {
         "formulations",
+        "forward",
         "loops",
         "patches",
         "ranges",

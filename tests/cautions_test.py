@@ -43,5 +43,12 @@ def test_columns_that_drift_are_found_and_no_others():
     assert [i for i, _ in found] == [4, 2]
     expected = stats.ks_2samp(train[:, 4], test[:, 4]).statistic
     np.testing.assert_allclose(found[0][1], expected)
+    # Close to the bound: as SciPy's limit of the distribution decides.
+    low, high = RNG.normal(size=(60, 200)), RNG.normal(1.1, 1, size=(40, 200))
+    tests = [stats.ks_2samp(*pair) for pair in zip(low.T, high.T, strict=True)]
+    p = stats.kstwobign.sf(np.sqrt(24) * np.array([t.statistic for t in tests]))
+    assert 20 < np.sum(p < 1e-3 / 200) < 180
+    found = cautions.drift(low, high)
+    assert {i for i, _ in found} == set(np.flatnonzero(p < 1e-3 / 200).tolist())
     assert cautions.of_drift([("a", 0.51234)])[0].count("a (0.51)") == 1
     assert cautions.drift(train[:1], test) == cautions.of_drift([]) == []

@@ -7,7 +7,7 @@ import scipy.special
 import scipy.stats
 from sklearn import ensemble, linear_model
 
-from deepsad_jax import epochs, trees
+from deepsad_jax import forward, trees
 from deepsad_jax.detectors import companions
 
 
@@ -22,7 +22,7 @@ def rows():
 
 
 def _scores(fitted, x):
-    return epochs.evaluate(fitted[0], "score", fitted[1], x)
+    return forward.evaluate(fitted[0], "score", fitted[1], x)
 
 
 def test_normal_columns_are_normal_scores_of_ranks():

@@ -19,7 +19,7 @@ import numpy as np
 from sklearn import model_selection
 
 import deepsad_jax as sad
-from deepsad_jax import attributions, epochs, estimators, explanations
+from deepsad_jax import attributions, estimators, explanations, forward
 
 STAGE = sad.Stage(sad.training.Adam(1e-3), epochs=20, batch_size=64)
 
@@ -60,7 +60,7 @@ def areas(x, y, seed=0, most=100):
         for part in (new[new_truth == 1], kept.x[kept.normal])
     )
     score = functools.partial(
-        epochs.evaluate, model.objective, "score", model.variables
+        forward.evaluate, model.objective, "score", model.variables
     )
     new = new[score(new) > np.quantile(score(normal), 0.95)][:most]
     references, judges = normal[:8], normal[8:24]

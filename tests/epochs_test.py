@@ -12,6 +12,8 @@ import pytest
 
 from deepsad_jax import (
     epochs,
+    forward,
+    generative,
     metrics,
     networks,
     objectives,
@@ -252,6 +254,31 @@ def test_a_trainer_reports_every_epoch_once_and_leaves_its_start_alone(data):
     assert trainer.seconds["train"] > 0
 
 
+def test_brief_stages_without_random_draws_are_compiled_with_less_effort(
+    data, monkeypatch
+):
+    trainer = epochs.Trainer([jax.random.key(7)], [data], None, ("init", "train"))
+    start = trainer.init(AUTOENCODER, "init")
+    found = trainer.run("train", AUTOENCODER, STAGE, start)
+    long = dataclasses.replace(STAGE, epochs=10**5)
+    is_brief = [trainer._is_brief(AUTOENCODER, stage) for stage in (STAGE, long)]
+    assert is_brief == [True, False]
+    # Four epochs of four steps of 16 x 6 inputs and 163 parameters and statistics.
+    numbers = sum(leaf.size for leaf in jax.tree.leaves(start)) + 16 * 6
+    monkeypatch.setattr(epochs, "_BRIEF", 16 * numbers + 1)
+    assert trainer._is_brief(AUTOENCODER, STAGE)
+    monkeypatch.setattr(epochs, "_BRIEF", 16 * numbers)
+    assert not trainer._is_brief(AUTOENCODER, STAGE)
+    vae = objectives.Elbo(generative.VAE((8,), 3, 6))
+    monkeypatch.setattr(epochs, "_BRIEF", 10**9)
+    assert not trainer._is_brief(vae, STAGE)
+    # All the effort gives the same numbers, up to rounding.
+    monkeypatch.setattr(epochs, "_BRIEF", 0)
+    same = trainer.run("train", AUTOENCODER, STAGE, start)
+    close = functools.partial(np.testing.assert_allclose, atol=1e-5)
+    jax.tree.map(close, jax.device_get(same), jax.device_get(found))
+
+
 def test_a_use_has_a_key_of_its_own_and_its_place_decides(data):
     def keys(*uses):
         trainer = epochs.Trainer([jax.random.key(7)], [data], None, uses)
@@ -268,7 +295,7 @@ def test_evaluation_includes_the_last_partial_chunk(size):
     x = np.random.default_rng(0).random((600, 3), np.float32)
     rows = np.arange(600)[::-1][:size]
     variables = {"params": {"w": np.float32(2.0)}}
-    evaluate = functools.partial(epochs.evaluate, Summed(), "score", variables)
+    evaluate = functools.partial(forward.evaluate, Summed(), "score", variables)
     expected = 2 * x[rows].sum(1)
     np.testing.assert_allclose(evaluate(x, rows=rows), expected, rtol=1e-6)
     np.testing.assert_allclose(evaluate(x[rows]), expected, rtol=1e-6)
@@ -294,7 +321,7 @@ class Foreign(nn.Module):
 
 def test_a_program_with_a_convolution_is_found_out():
     found = {
-        name: epochs.is_convolutional(objectives.DeepSAD(encoder), shape)
+        name: forward.is_convolutional(objectives.DeepSAD(encoder), shape)
         for name, (encoder, shape) in {
             "perceptron": (networks.for_shape((10,)).encoder, (10,)),
             "fmnist": (networks.build_encoder("fmnist_LeNet"), (28, 28, 1)),

@@ -8,6 +8,7 @@ import pytest
 from deepsad_jax import (
     epochs,
     formulations,
+    forward,
     loops,
     methods,
     networks,
@@ -75,9 +76,9 @@ def accelerator(monkeypatch, tmp_path):
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     before = jax.config.jax_compilation_cache_dir
     jax.config.update("jax_compilation_cache_dir", str(tmp_path))
-    epochs.is_convolutional.cache_clear()
+    forward.is_convolutional.cache_clear()
     yield tmp_path, taken, measured
-    epochs.is_convolutional.cache_clear()
+    forward.is_convolutional.cache_clear()
     jax.config.update("jax_compilation_cache_dir", before)
 
 

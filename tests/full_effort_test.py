@@ -16,6 +16,7 @@ OF_ONE_DEVICE = (
     "epochs_test.py::test_training_may_be_cut_into_pieces",
     "epochs_test.py::test_one_call_per_batch_gives_what_the_loop_gives",
     "epochs_test.py::test_padding_changes_nothing",
+    "epochs_test.py::test_brief_stages_without_random_draws_are_compiled_with_less_effort",
     "epochs_test.py::test_rollback_slows_only_the_runs_that_diverge",
     "cpu_settings_test.py::test_quick_options_change_no_bit_and_are_for_cpus",
     "parity_test.py::test_autoencoder_gradients_and_three_steps[cardio_mlp]",

@@ -11,6 +11,7 @@ from jax import test_util
 
 from deepsad_jax import (
     epochs,
+    forward,
     generative,
     losses,
     networks,
@@ -293,7 +294,7 @@ def test_equal_objectives_share_their_compiled_programs(batch, compiled):
         variables = trainer.init(objective, "init")
         variables = {**variables, "center": CENTER}
         variables = trainer.run("train", objective, stage, variables)
-        scores.append(epochs.evaluate(objective, "score", variables, batch.x))
+        scores.append(forward.evaluate(objective, "score", variables, batch.x))
 
     assert compiled(use, 2.0)
     assert not compiled(use, 2.0)

@@ -20,7 +20,7 @@ import pytest
 from jax import lax
 
 from deepsad_jax import (
-    epochs,
+    forward,
     losses,
     methods,
     model,
@@ -152,7 +152,7 @@ def check_stock_modules_that_share_batches():
         method.fit(jax.random.key(0), data, plan=plan)
         for plan in (None, parallel.split_batch(4))
     )
-    assert epochs.is_convolutional(one[0].objective, (12, 12, 3))
+    assert forward.is_convolutional(one[0].objective, (12, 12, 3))
     # Statistics of the whole batch: without, they would differ by their own size.
     assert_close(arrays_of(four), arrays_of(one), rtol=1e-4, atol=1e-5)
     scores = model.score(four[0], x, plan=parallel.split_batch(4))

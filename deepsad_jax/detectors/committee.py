@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from deepsad_jax import epochs, methods, model, training, trees, values
+from deepsad_jax import forward, methods, model, training, trees, values
 from deepsad_jax.detectors import companions
 
 # Scores count within so many deviations below and above the usual.
@@ -194,7 +194,7 @@ def _joined(method, single, run, fitted):
             judge, variables[name] = companions.FITS[name](x, targets, run.seed)
             others.append((name, judge))
         objective = dataclasses.replace(objective, others=tuple(others))
-        scores = epochs.evaluate(
+        scores = forward.evaluate(
             objective, "raw_scores", variables, data.x, rows=rows[targets != -1]
         ).astype(np.float64)
         location, scale = np.median(scores, axis=0), scores.std(axis=0)

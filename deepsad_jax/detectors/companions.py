@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.scipy import special
 
-from deepsad_jax import epochs, trees
+from deepsad_jax import forward, trees
 
 # What is fitted, and its variables.
 Fitted = tuple[Any, dict[str, Any]]
@@ -145,7 +145,7 @@ def fit_linear(x: np.ndarray, semi_targets: np.ndarray, seed: int) -> Fitted:
     knots = np.sort(x, axis=0)[steps].astype(np.float32)
     machine = linear_model.LogisticRegression(C=_INVERSE_PENALTY, max_iter=1000)
     params = {"knots": knots}
-    columns = epochs.evaluate(Linear(), "embed", {"params": params}, x)
+    columns = forward.evaluate(Linear(), "embed", {"params": params}, x)
     machine.fit(columns, semi_targets == -1, weights(semi_targets))
     params["weights"] = machine.coef_[0].astype(np.float32)
     params["bias"] = np.float32(machine.intercept_[0])

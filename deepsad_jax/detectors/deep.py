@@ -6,8 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from deepsad_jax import (
-    epochs,
     formulations,
+    forward,
     methods,
     model,
     modules,
@@ -111,7 +111,7 @@ class Deep(methods.Method):
         targets = np.asarray(data.semi_targets)[: int(data.size)]
         self._check_anomalies(np.any(targets == -1))
         for objective in self.objectives(shape):
-            epochs.is_convolutional(objective, shape)  # traces its loss
+            forward.is_convolutional(objective, shape)  # traces its loss
 
     def _check_start(self, pair):
         if self.initial is None:
@@ -215,7 +215,7 @@ class Deep(methods.Method):
             # Images train long enough to be worth checkpoints of their own.
             convolutional=x.ndim > 2
             or any(
-                epochs.is_convolutional(objective, shape)
+                forward.is_convolutional(objective, shape)
                 for objective in self.objectives(shape)
             ),
         )

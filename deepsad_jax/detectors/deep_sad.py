@@ -223,6 +223,7 @@ class DeepSAD(deep.Deep):
         if self.initial is not None:
             starts = [_encoder_of(self.initial)] * len(keys)
         elif reconstruction:
+            trainer.warm("pretrain", reconstruction[0], self.pretrain)
             trainer.warm("train", objective, self.train)
             variables = trainer.init(reconstruction[0], "init_autoencoder")
             variables = trainer.run(

@@ -6,7 +6,7 @@ import time
 import jax
 import jax.numpy as jnp
 
-from deepsad_jax import epochs, networks, parallel, training
+from deepsad_jax import forward, networks, parallel, training
 from experiments.benchmark import subjects
 
 
@@ -18,7 +18,7 @@ def step_flops(stage, network, batch_size, dtype) -> float | None:
     optimizer = training.Stage().optimizer_for(1)
     objective = subjects.objective(stage, network, dtype)
     shape = networks.pair(network).input_shape
-    variables = epochs.initial(objective, shape)
+    variables = forward.initial(objective, shape)
     state = jax.eval_shape(lambda v: training.start(v, optimizer), variables)
     batch = training.Batch(
         jax.ShapeDtypeStruct((batch_size, *shape), jnp.float32),

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from deepsad_jax import epochs, networks, parallel, streams, training
+from deepsad_jax import epochs, forward, networks, parallel, streams, training
 from deepsad_jax.detectors import deep_sad
 
 STAGES = ("pretrain", "train")
@@ -67,7 +67,7 @@ class Epochs:
         starts = trainer.take(trainer.init(objective, "train"))
         if "center" in starts[0]:
             starts = [{**s, "center": np.full_like(s["center"], 0.1)} for s in starts]
-        conv = epochs.is_convolutional(objective, trainer.shape)
+        conv = forward.is_convolutional(objective, trainer.shape)
         self._programs = programs = epochs.Programs(objective, stage, plan, conv)
         self.state = programs.start(trainer.put(starts))
         self._arguments = (trainer.data, trainer.keys["train"], 0, 1)
