@@ -24,8 +24,12 @@ History = dict[str, np.ndarray]
 # Inputs and parameters, times the steps of a stage, up to which less is spent on
 # compiling: about two tenths of a second of computing, for seven tenths of compiling.
 _BRIEF = 2_000_000
-# Compiles while others train; what fails there fails again where it is needed.
-_BACKGROUND = concurrent.futures.ThreadPoolExecutor(1, "compilation")
+# Traces and compiles what others will need; what fails there fails again where it is
+# needed. One at a time each: more would only share the time.
+_TRACES, _COMPILES = (
+    concurrent.futures.ThreadPoolExecutor(1, name)
+    for name in ("tracing", "compilation")
+)
 
 
 # What is found again: enough for the stages of a few methods on data of a few shapes,
@@ -138,18 +142,22 @@ class Trainer:
         # Processes must start programs that talk to each other in one order.
         is_alone = self.plan.processes == 1
         if stage.epochs and is_alone and not isinstance(self.data, streams.Stream):
-            self._warming[name] = _BACKGROUND.submit(self._warm, objective, stage)
+            self._warming[name] = _TRACES.submit(self._warm, objective, stage)
 
     def _warm(self, objective, stage):
+        """Traces a stage; returns the future of its compilation."""
         key = self.put([jax.random.key(0)] * self._count)
         variables = jax.tree.map(
             lambda leaf: np.zeros(key.shape + leaf.shape, leaf.dtype),
             forward.initial(objective, self.shape),
         )
         made = self._programs(objective, stage)
-        state = made.start(variables)
-        if not made.per_step:
-            made.advance(state, self.data, key, 0, 0)
+        arguments = made.start(variables), self.data, key, 0, 0
+        if made.per_step:
+            return _COMPILES.submit(int)
+        if hasattr(made.loop, "lower"):
+            return _COMPILES.submit(made.loop.lower(*arguments).compile)
+        return _COMPILES.submit(made.loop, *arguments)
 
     def _programs(self, objective, stage):
         is_stream = isinstance(self.data, streams.Stream)
@@ -238,7 +246,9 @@ class Trainer:
     def _ready(self, name, objective, stage):
         """What starts a stage, and what advances it."""
         if name in self._warming:
-            concurrent.futures.wait([self._warming.pop(name)])
+            traced = self._warming.pop(name)
+            if traced.exception() is None:
+                concurrent.futures.wait([traced.result()])
         made = self._programs(objective, stage)
         is_stream = isinstance(self.data, streams.Stream)
         return made.start, made.advance_stream if is_stream else made.advance

@@ -116,11 +116,18 @@ def _losses(history):
     for axis, (stage, values) in zip(axes.flat, history.items(), strict=True):
         loss = np.asarray(values["loss"], float)
         axis.plot(np.arange(1, len(loss) + 1), loss)
-        if np.nanmin(loss) > 0:
-            axis.set_yscale("log")
+        _tell_orders_apart(axis, loss)
         axis.set_title(f"loss of {_STAGES.get(stage, stage)}")
         plots.over_epochs(axis)
     return drawing
+
+
+def _tell_orders_apart(axis, *series) -> None:
+    """A logarithmic axis for positive values over more than one order of magnitude."""
+    values = np.concatenate([[], *series])
+    values = values[np.isfinite(values)]
+    if len(values) and 0 < 10 * values.min() < values.max():
+        axis.set_yscale("log")
 
 
 def _groups(history):
@@ -140,7 +147,7 @@ def _groups(history):
             if np.isfinite(values).any():
                 epochs = np.arange(1, len(values) + 1)
                 axis.plot(epochs, values, color=color, label=name)
-    far.set_yscale("log")
+    _tell_orders_apart(far, *(line.get_ydata() for line in far.lines))
     far.set(
         title="how far from the center\n(known anomalies should be far, others near)",
         ylabel="mean squared distance",

@@ -80,12 +80,16 @@ def compiled(caplog, monkeypatch):
     """
     from deepsad_jax import epochs, parallel
 
+    def settle():
+        for pool in (epochs._TRACES, epochs._COMPILES):
+            pool.submit(int).result()
+
     def names(function, *arguments, **options):
-        epochs._BACKGROUND.submit(int).result()
+        settle()
         caplog.clear()
         with jax.log_compiles(), caplog.at_level("WARNING"):
             function(*arguments, **options)
-            epochs._BACKGROUND.submit(int).result()
+            settle()
         found = (m for m in caplog.messages if m.startswith("Compiling "))
         return [message.split()[1] for message in found]
 

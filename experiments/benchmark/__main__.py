@@ -6,6 +6,7 @@ r"""Measures how fast the library trains here, against plain PyTorch loops where
         --batch_sizes=128,1024 --runs=1,10 --devices=1,2 --dtypes=float32,bfloat16
     python -m experiments.benchmark --measure=pipeline,growth --networks=cardio_mlp
     python -m experiments.benchmark --measure=tables --data_dir=DATA --torch
+    python -m experiments.benchmark --measure=startup --against=CHECKOUT
     python -m experiments.benchmark --measure=kernels --data_dir=DATA --opponents
     python -m experiments.benchmark --measure=committee --sizes=700,10000 --repeats=2
     python -m experiments.benchmark --measure=serving --networks=mnist_LeNet,committee
@@ -15,9 +16,10 @@ r"""Measures how fast the library trains here, against plain PyTorch loops where
 steps: one epoch of each stage: samples/s, step time, FLOP/s achieved and their share of
 what a large matrix product reaches here, compilation time, memory. pipeline: whole
 experiments after compilation. growth: twice the samples, runs or epochs. tables: the
-six ODDS tables by 10 seeds, start-up and compilation included. kernels: whole grids of
-the kernel baselines on MNIST's zeros with one in a hundred labeled, after compilation,
-against cvxopt, libsvm and scikit-learn's grid search. committee: fits of
+six ODDS tables by 10 seeds, start-up and compilation included. startup: one run on a
+small table, likewise, in turn with the checkout of another version. kernels: whole
+grids of the kernel baselines on MNIST's zeros with one in a hundred labeled, after
+compilation, against cvxopt, libsvm and scikit-learn's grid search. committee: fits of
 `estimators.DeepSAD` to tables of so many rows, against those of the paper's method
 alone. serving: one row in a program of `deepsad export`, by networks and the default
 committee, by onnxruntime, too, where jax2onnx is. stream: epochs from `.npy` files
@@ -77,6 +79,7 @@ MOST_CVXOPT = flags.DEFINE_integer(
     "Beyond, cvxopt's time is extrapolated by the cube of the size.",
 )
 SEEDS = flags.DEFINE_integer("table_seeds", 10, "Seeds of each table.", 1)
+AGAINST = flags.DEFINE_string("against", "", "Checkout of a version to start in turn.")
 DATA_DIR = flags.DEFINE_string("data_dir", "", "Folder with the real data.")
 JSON = flags.DEFINE_string("json", "", "File to write the rows to.")
 SUITE = flags.DEFINE_enum(
@@ -134,6 +137,8 @@ def measured(what: str, names: list[str]) -> list[dict]:
     sizes, data_dir = [*map(int, SIZES.value)], DATA_DIR.value
     if what == "tables":
         return whole.tables(data_dir, SEEDS.value, against_torch=TORCH.value)
+    if what == "startup":
+        return whole.startup(REPEATS.value, AGAINST.value)
     if what == "committee":
         return committee.committee(sizes, REPEATS.value)
     if what == "kernels":

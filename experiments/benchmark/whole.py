@@ -1,6 +1,8 @@
 """Whole experiments: one, twice as much of it, and a command of many."""
 
+import itertools
 import os
+import pathlib
 import subprocess
 import sys
 import tempfile
@@ -73,6 +75,45 @@ def growth(network: str, repeats: int) -> list[dict]:
             ("runs", {"runs": 4}),
         )
     ]
+
+
+def startup(repeats: int, against: str) -> list[dict]:
+    """A run on a table of a new shape as one command, nothing compiled before.
+
+    Args:
+        repeats: how often; each is timed by the wall, from start to exit.
+        against: a checkout of another version, that is run in turn, or "".
+    """
+    rng = np.random.default_rng(0)
+    y = (np.arange(700) % 10 == 0).astype(int)
+    x = rng.normal(size=(700, 23)) + y[:, None]
+    here = os.fspath(pathlib.Path(__file__).parents[2])
+    seconds: dict[str, list[float]] = {here: []} | ({against: []} if against else {})
+    with tempfile.TemporaryDirectory() as folder:
+        np.savez(f"{folder}/table.npz", X=x, y=y)
+        for i, (place, taken) in itertools.product(range(repeats), seconds.items()):
+            own = f"{folder}/{i}-{len(taken)}-{place == here}"
+            # Run from where its own configs and experiments are.
+            found = {"JAX_COMPILATION_CACHE_DIR": f"{own}-xla", "PYTHONPATH": place}
+            command = [
+                *(sys.executable, "-m", "experiments.run", f"--workdir={own}"),
+                *("--config=configs/default.py", "--config.network="),
+                f"--config.data.name={folder}/table.npz",
+            ]
+            start = time.perf_counter()
+            subprocess.run(
+                command,
+                cwd=place,
+                env=os.environ | found,
+                check=True,
+                capture_output=True,
+            )
+            taken.append(time.perf_counter() - start)
+    medians = {place: float(np.median(taken)) for place, taken in seconds.items()}
+    row = {"rows": 700, "columns": 23, "seconds": medians[here]}
+    if against:
+        row |= {"against": medians[against], "ratio": medians[against] / medians[here]}
+    return [row]
 
 
 def tables(data_dir: str, seeds: int, *, against_torch: bool) -> list[dict]:
