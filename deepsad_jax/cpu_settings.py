@@ -3,12 +3,14 @@
 import ctypes
 import functools
 import os
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
 from deepsad_jax import parallel
 
+_LEVEL, _EMITTERS = "xla_backend_optimization_level", "xla_cpu_use_fusion_emitters"
+_EFFORT = ((_LEVEL, 1), (_EMITTERS, True))
 # From glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
 
@@ -22,44 +24,59 @@ def compiler_options() -> dict[str, Any] | None:
     """
     if jax.default_backend() != "cpu" or parallel.cores() == 1:
         return None
-    return _known({"xla_cpu_experimental_ynn_fusion_type": ""})
+    options = {"xla_cpu_experimental_ynn_fusion_type": ""}
+    return options if _are_known(tuple(options.items())) else None
 
 
-@functools.cache
-def quick_options() -> dict[str, Any] | None:
-    """XLA's options for training without convolutions, on a CPU; None elsewhere.
+class Effort(NamedTuple):
+    """How much XLA does for a program: its level of optimization, and whether loops are
+    fused by its newer emitters, which take longer."""
 
-    None, too, where `XLA_FLAGS` has a level of optimization of its own.
+    level: int
+    emitters: bool
 
-    Compiling takes two thirds of the time, and running as long as by default: what is
-    slow in a perceptron are its many small loops, which gain nothing from more effort.
-    Random draws of few numbers along several axes, such as a small kernel's, would be
-    unrolled, which takes seconds.
+
+# Running takes as long as with all effort: what is slow in a perceptron are its many
+# small loops, in a convolutional network the library's products. Random draws of few
+# numbers along several axes, such as a small kernel's, would be unrolled, which takes
+# seconds.
+USUAL = Effort(1, True)
+# Compiled in two thirds of the time; a perceptron is up to twice as slow, a
+# convolutional network by a tenth.
+SHORT = Effort(1, False)
+# Compiled in half of the time; a perceptron is five times slower.
+BRIEF = Effort(0, False)
+
+
+def training_options(
+    effort: Effort = USUAL, *, convolutional: bool = False
+) -> dict[str, Any] | None:
+    """XLA's options for training on a CPU; None elsewhere.
+
+    A level of optimization in `XLA_FLAGS` counts before ours.
+
+    Args:
+        effort: of compiling.
+        convolutional: whether what is compiled has convolutions.
     """
-    return _with_effort(1)
+    if jax.default_backend() != "cpu":
+        return None
+    options = dict((compiler_options() if convolutional else None) or {})
+    if _LEVEL not in os.environ.get("XLA_FLAGS", "") and _are_known(_EFFORT):
+        options[_LEVEL] = effort.level
+        if not effort.emitters:
+            options[_EMITTERS] = False
+    return options or None
 
 
 @functools.cache
-def brief_options() -> dict[str, Any] | None:
-    """As `quick_options`, for what computes so little that most of its time is spent
-    on compiling it: half of the time again, and programs five times slower."""
-    return _with_effort(0, {"xla_cpu_use_fusion_emitters": False}) or quick_options()
-
-
-def _with_effort(level: int, more: dict[str, Any] | None = None):
-    name = "xla_backend_optimization_level"
-    if jax.default_backend() != "cpu" or name in os.environ.get("XLA_FLAGS", ""):
-        return None
-    return _known({name: level, **(more or {})})
-
-
-def _known(options: dict[str, Any]) -> dict[str, Any] | None:
-    """The options, or None if this version of XLA does not have them."""
+def _are_known(options: tuple[tuple[str, Any], ...]) -> bool:
+    """Whether this version of XLA has the options."""
     try:
-        jax.jit(lambda: 0, compiler_options=options).lower().compile()
+        jax.jit(lambda: 0, compiler_options=dict(options)).lower().compile()
     except jax.errors.JaxRuntimeError:
-        return None
-    return options
+        return False
+    return True
 
 
 def keep_freed_memory(large: bool) -> None:

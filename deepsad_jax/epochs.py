@@ -21,28 +21,26 @@ from deepsad_jax.loops import PIECE, Programs
 Variables = dict[str, Any]
 History = dict[str, np.ndarray]
 
-# Inputs and parameters, times the steps of a stage, up to which less is spent on
-# compiling: about two tenths of a second of computing, for seven tenths of compiling.
-_BRIEF = 2_000_000
+# Inputs and parameters, times the steps of a stage, below which less is spent on
+# compiling: some tenths of a second of computing, of tables, and of images and series.
+_BRIEF, _SHORT = 2_000_000, 20_000_000
 # Traces and compiles what others will need; what fails there fails again where it is
 # needed. One at a time each: more would only share the time.
-_TRACES, _COMPILES = (
-    concurrent.futures.ThreadPoolExecutor(1, name)
-    for name in ("tracing", "compilation")
-)
+_TRACES = concurrent.futures.ThreadPoolExecutor(1, "tracing")
+_COMPILES = concurrent.futures.ThreadPoolExecutor(1, "compilation")
 
 
 # What is found again: enough for the stages of a few methods on data of a few shapes,
 # and not without end.
 @functools.lru_cache(maxsize=16)
 def _programs(
-    objective, optimizer, batch_size, plan, convolutional, brief, steps, shapes
+    objective, optimizer, batch_size, plan, convolutional, effort, steps, shapes
 ):
     del shapes
     if steps is not None:
         optimizer = optimizer(steps)
     stage = training.Stage(optimizer, batch_size=batch_size)
-    return Programs(objective, stage, plan, convolutional, brief)
+    return Programs(objective, stage, plan, convolutional, effort)
 
 
 class Trainer:
@@ -164,7 +162,7 @@ class Trainer:
         shapes = [self.example] if is_stream else self.data
         found = (objective, stage.optimizer, stage.batch_size, self.plan)
         found = (*found, forward.is_convolutional(objective, self.shape))
-        found = (*found, not is_stream and self._is_brief(objective, stage))
+        found = (*found, self._effort(objective, stage))
         size, steps = stage.batch_size, []
         if stage.fixes_steps:
             steps = [
@@ -173,15 +171,21 @@ class Trainer:
         known = max(1, steps[0]) if len({*steps}) == 1 else None
         return _programs(*found, known, tuple((a.shape, a.dtype) for a in shapes))
 
-    def _is_brief(self, objective, stage):
-        """Whether a run computes so little that compiling would take longer."""
-        if getattr(objective, "is_random", False):
-            return False  # alone and among many runs, the bits would not be the same
+    def _effort(self, objective, stage):
+        """What it is worth to spend on compiling what computes so little."""
+        if isinstance(self.data, streams.Stream) or getattr(
+            objective, "is_random", False
+        ):
+            # Random draws alone and among many runs would not be the same bits.
+            return cpu_settings.USUAL
         leaves = jax.tree.leaves(forward.initial(objective, self.shape))
         numbers = stage.batch_size * math.prod(self.shape)
         numbers += sum(math.prod(leaf.shape) for leaf in leaves)
         steps = max(int(data.size) for data in self.sets) // stage.batch_size
-        return stage.epochs * max(steps, 1) * numbers < _BRIEF
+        numbers *= stage.epochs * max(steps, 1)
+        if len(self.shape) > 1:
+            return cpu_settings.SHORT if numbers < _SHORT else cpu_settings.USUAL
+        return cpu_settings.BRIEF if numbers < _BRIEF else cpu_settings.USUAL
 
     def run(
         self,
@@ -304,7 +308,7 @@ def _derived():
         found = found(jnp.stack(keys))
         return [[own[i] for own in found] for i in range(count)]
 
-    options = cpu_settings.brief_options()
+    options = cpu_settings.training_options(cpu_settings.BRIEF)
     return jax.jit(derived, static_argnums=1, compiler_options=options)
 
 
@@ -313,7 +317,7 @@ def _init(objective, shape, plan):
     def init(key):
         return objective.init(key, jnp.zeros(shape))
 
-    return plan.compile(init, options=cpu_settings.brief_options())
+    return plan.compile(init, options=cpu_settings.training_options(cpu_settings.BRIEF))
 
 
 def _slower(state, history, epoch, error) -> jax.Array:

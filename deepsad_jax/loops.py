@@ -27,25 +27,22 @@ class Programs:
         stage: its optimizer and batch size count.
         plan: on which devices.
         convolutional: whether a step contains convolutions.
-        brief: whether compiling takes longer than all its epochs.
+        effort: of compiling the loop.
     """
 
-    def __init__(self, objective, stage, plan, convolutional, brief=False):
+    def __init__(
+        self, objective, stage, plan, convolutional, effort=cpu_settings.USUAL
+    ):
         # In no cycle, so that what nobody needs any more is freed at once.
         self._run = run = _OneRun(objective, stage, plan.convolutions)
         self.plan = plan
         on_cpu = jax.default_backend() == "cpu"
         self.per_step = convolutional and on_cpu and not plan.many
-        brief_options, quick = (
-            cpu_settings.brief_options(),
-            cpu_settings.quick_options(),
-        )
-        options = cpu_settings.compiler_options() if self.per_step else quick
-        if brief and not self.per_step:
-            options = brief_options
+        options = cpu_settings.training_options(effort, convolutional=self.per_step)
         compile_ = functools.partial(plan.compile, options=options)
         axes = TrainingSet(None if plan.shared_inputs else 0, 0, 0, 0)
-        self.start = plan.compile(run.start, options=brief_options)
+        at_once = cpu_settings.training_options(cpu_settings.BRIEF)
+        self.start = plan.compile(run.start, options=at_once)
         self._prepare = compile_(run.prepare, (axes, 0, None))
         self._train_on = compile_(run.step, (0, 0, axes, 0, 0, None), donate=(0, 1))
         self._train_on_rows = compile_(run.on_rows, donate=(0, 1), split=2)

@@ -30,21 +30,29 @@ def draws(key):
     return [jax.random.normal(k, shape) for k, shape in zip(keys, shapes, strict=True)]
 
 
-def test_quick_options_change_no_bit_and_are_for_cpus(monkeypatch):
-    quick = cpu_settings.quick_options.__wrapped__
+def test_less_effort_changes_no_draw_and_is_for_cpus(monkeypatch):
+    options = cpu_settings.training_options
+    is_cpu, key = jax.default_backend() == "cpu", jax.random.key(5)
     with monkeypatch.context() as patch:
         patch.delenv("XLA_FLAGS", raising=False)
-        options, key = quick(), jax.random.key(5)
-    assert (options is None) == (jax.default_backend() != "cpu")
-    found = jax.jit(draws, compiler_options=options)(key)
-    default = options and {"xla_backend_optimization_level": 3}
+        usual, brief = options(), options(cpu_settings.BRIEF)
+        images = options(cpu_settings.SHORT, convolutional=True)
+    assert is_cpu == (usual is not None) == (brief is not None)
+    if is_cpu:
+        level = "xla_backend_optimization_level"
+        assert (usual[level], brief[level], images[level]) == (1, 0, 1)
+        library = cpu_settings.compiler_options() or {}
+        assert library.items() <= images.items() and not library.keys() & brief.keys()
+    found = jax.jit(draws, compiler_options=usual)(key)
+    default = usual and {"xla_backend_optimization_level": 3}
     expected = jax.jit(draws, compiler_options=default)(key)
     jax.tree.map(np.testing.assert_array_equal, found, expected)
     monkeypatch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=2")
-    assert quick() is None
+    assert options(cpu_settings.BRIEF) is None
+    assert options(convolutional=True) == cpu_settings.compiler_options()
     monkeypatch.delenv("XLA_FLAGS")
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    assert quick() is None
+    assert options() is None
 
 
 def test_freed_memory_is_kept_with_one_arena_for_large_networks(monkeypatch):

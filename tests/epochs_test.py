@@ -11,6 +11,7 @@ import optax
 import pytest
 
 from deepsad_jax import (
+    cpu_settings,
     epochs,
     forward,
     generative,
@@ -254,26 +255,31 @@ def test_a_trainer_reports_every_epoch_once_and_leaves_its_start_alone(data):
     assert trainer.seconds["train"] > 0
 
 
-def test_brief_stages_without_random_draws_are_compiled_with_less_effort(
+def test_short_stages_without_random_draws_are_compiled_with_less_effort(
     data, monkeypatch
 ):
+    def effort(objective, stage=STAGE, data=data):
+        trainer = epochs.Trainer([jax.random.key(7)], [data], None, ("init", "train"))
+        return trainer._effort(objective, stage)
+
     trainer = epochs.Trainer([jax.random.key(7)], [data], None, ("init", "train"))
     start = trainer.init(AUTOENCODER, "init")
     found = trainer.run("train", AUTOENCODER, STAGE, start)
     long = dataclasses.replace(STAGE, epochs=10**5)
-    is_brief = [trainer._is_brief(AUTOENCODER, stage) for stage in (STAGE, long)]
-    assert is_brief == [True, False]
-    # Four epochs of four steps of 16 x 6 inputs and 163 parameters and statistics.
+    assert effort(AUTOENCODER) == cpu_settings.BRIEF
+    assert effort(AUTOENCODER, long) == cpu_settings.USUAL
+    assert effort(objectives.Elbo(generative.VAE((8,), 3, 6))) == cpu_settings.USUAL
+    # Four epochs of four steps of 16 x 6 inputs, the parameters and statistics.
     numbers = sum(leaf.size for leaf in jax.tree.leaves(start)) + 16 * 6
     monkeypatch.setattr(epochs, "_BRIEF", 16 * numbers + 1)
-    assert trainer._is_brief(AUTOENCODER, STAGE)
+    assert effort(AUTOENCODER) == cpu_settings.BRIEF
     monkeypatch.setattr(epochs, "_BRIEF", 16 * numbers)
-    assert not trainer._is_brief(AUTOENCODER, STAGE)
-    vae = objectives.Elbo(generative.VAE((8,), 3, 6))
-    monkeypatch.setattr(epochs, "_BRIEF", 10**9)
-    assert not trainer._is_brief(vae, STAGE)
-    # All the effort gives the same numbers, up to rounding.
-    monkeypatch.setattr(epochs, "_BRIEF", 0)
+    assert effort(AUTOENCODER) == cpu_settings.USUAL
+    series = objectives.DeepSAD(networks.for_shape((7, 2)).encoder)
+    other = data._replace(x=np.zeros((90, 7, 2), np.float32))
+    assert effort(series, data=other) == cpu_settings.SHORT
+    assert effort(series, long, data=other) == cpu_settings.USUAL
+    # The usual effort gives the same numbers, up to rounding.
     same = trainer.run("train", AUTOENCODER, STAGE, start)
     close = functools.partial(np.testing.assert_allclose, atol=1e-5)
     jax.tree.map(close, jax.device_get(same), jax.device_get(found))
