@@ -11,6 +11,7 @@ import numpy as np
 from deepsad_jax import (
     calibrated,
     console,
+    detectors,
     estimators,
     examples,
     facts,
@@ -23,8 +24,6 @@ ANSWERS = {"normal": 1, "anomaly": -1, "unknown": 0}
 _HEADER = ["row", "fingerprint", "label"]
 # Of a model that no command has made.
 _NOTHING = {"label": None, "anomaly": [], "normal": [], "ignored": [], "seed": 0}
-# Methods that see no labels would stay as they are.
-LEARN = ("deep_sad", "m2", "m1_m2", "supervised", "ssad")
 _SHARE = 3  # one in so many epochs of a whole training is enough
 
 
@@ -81,10 +80,11 @@ def fit(source: str, options: Any) -> None:
 
 def _check(made: calibrated.Calibrated, folder: str) -> None:
     method = made.model.info["method"]
-    if method not in LEARN:
+    learn = [name for name, kind in detectors.METHODS.items() if kind.uses_labels]
+    if method not in learn:
         raise ValueError(
             f"{folder} is a model of {method}, which learns nothing from labels; "
-            f"choose one of {', '.join(LEARN)}"
+            f"choose one of {', '.join(learn)}"
         )
     if made.examples is None:
         raise ValueError(

@@ -337,7 +337,7 @@ def _argmax(x):
 
 
 def _start(times, box, total, kappa):
-    """The better of two feasible starts, with its values and its slack.
+    """The nearer of two feasible starts, with its values and its slack.
 
     The mass of each group is spread evenly, or put on the examples of steepest descent.
     """
@@ -365,7 +365,8 @@ def _start(times, box, total, kappa):
 
     steep = jnp.sum(jax.vmap(steepest)(masses, signs, sizes), axis=0)
     steep_values = times(steep)
-    better = steep @ steep_values < even @ even_values
+    # Of an even start, each of the many that end without weight takes a step.
+    better = steep @ steep_values < 2 * (even @ even_values)
     weights = jnp.where(better, steep, even)
     return weights, jnp.where(better, steep_values, even_values), slack
 

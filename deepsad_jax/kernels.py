@@ -29,6 +29,8 @@ MOST_DOUBLE, MOST_STORED = 4096, 20_000
 LARGEST = 1e150
 # Powers of larger numbers overflow.
 _MOST_DEGREE, _MOST_COEF0 = 20, 1e6
+# Up to so many features, sums of squared differences are faster than products.
+_NARROW = 32
 # Rows of a block, up to so many examples: of more, a block of 64 is large enough.
 _BLOCK, _MANY = 256, 2**18
 
@@ -174,12 +176,15 @@ class Gram:
         base: `[padded, padded]`, or None to recompute rows when needed.
         kernel: the function of the base; another one of the same name may replace it.
         size: number of examples.
+        columns: of squared distances that are recomputed and are of few features, the
+            examples less their mean, `[D, padded]`.
     """
 
     x: jax.Array
     base: jax.Array | None
     kernel: Kernel
     size: int = flax.struct.field(pytree_node=False)
+    columns: jax.Array | None = None
 
     @property
     def dtype(self) -> jnp.dtype:
@@ -192,11 +197,19 @@ class Gram:
 
     def base_rows(self, start: jax.Array, count: int) -> jax.Array:
         """Rows from `start` on of the kernel's base, `[count, padded]`."""
-        whole = self.x if self.base is None else self.base
-        rows = lax.dynamic_slice_in_dim(whole, start, count)
-        if self.base is None:
-            rows = base(self.kernel.name, rows, self.x).astype(self.dtype)
-        return rows
+        if self.base is not None:
+            return lax.dynamic_slice_in_dim(self.base, start, count)
+        return self.base_of(start + jnp.arange(count))
+
+    def base_of(self, indices: jax.Array) -> jax.Array:
+        """Rows of the kernel's base, `[k, padded]`."""
+        if self.base is not None:
+            return self.base[indices]
+        if self.columns is not None:
+            # Else each value would be looked up where it stands, one at a time.
+            few = lax.optimization_barrier(self.columns[:, indices])
+            return _squared_distances(few, self.columns)
+        return base(self.kernel.name, self.x[indices], self.x).astype(self.dtype)
 
     @property
     def blocks(self) -> int:
@@ -209,17 +222,11 @@ class Gram:
         indices = i * size + jnp.arange(size)
         return indices, self.base_rows(i * size, size)
 
-    def map_blocks(self, function: Callable) -> Any:
-        """`function(indices, base_rows)` of whole blocks of rows, one after the other.
-
-        Returns:
-            What the function returns for each row, `[padded, ...]`.
-        """
-        parts = lax.map(lambda i: function(*self.block(i)), np.arange(self.blocks))
-        return jax.tree.map(lambda part: part.reshape(-1, *part.shape[2:]), parts)
-
     def between(self, indices: jax.Array) -> jax.Array:
         """The kernel matrix of a few examples with each other, `[k, k]`."""
+        if self.columns is not None:
+            few = self.columns[:, indices]
+            return self.kernel(_squared_distances(few, few))
         if self.base is None:
             few = base(self.kernel.name, self.x[indices], self.x[indices])
             return self.kernel(few.astype(self.dtype))
@@ -228,25 +235,47 @@ class Gram:
     def times(
         self, weights: jax.Array, tell: Callable[[float], None] | None = None
     ) -> jax.Array:
-        """The kernel matrix times a vector, `[padded]` float64; `tell`: `in_pieces`."""
+        """The kernel matrix times a vector, `[padded]` float64; `tell`: `in_pieces`.
+
+        Rows without weight cost nothing.
+        """
+        is_weightless = weights == 0
+        order, size = jnp.argsort(is_weightless), _block(len(self.x))
+        last = -(-(len(self.x) - jnp.sum(is_weightless)) // size)
+        start = functools.partial(_times, self, weights, order), jnp.zeros(len(self.x))
         if tell is not None:
-            step = functools.partial(_times, self, weights)
-            return in_pieces(step, jnp.zeros(len(self.x)), self.blocks, tell)
-        return self.map_blocks(
-            lambda _, rows: jnp.sum(self.kernel(rows) * weights, axis=1)
-        )
+            return in_pieces(*start, int(last), tell)
+        return start[0](start[1], 0, last)
 
 
 @parallel.compiled
-def _times(gram, weights, result, first, last):
-    """Some blocks of `Gram.times`, written into the result."""
+def _times(gram, weights, order, result, first, last):
+    """Some blocks of rows of `Gram.times`, added to the result.
+
+    A product of each block, whose sums are as short as float32 allows: in a loop of
+    XLA's own, kernel values would be computed one at a time.
+    """
+    size = _block(len(gram.x))
 
     def of_block(i, result):
-        indices, rows = gram.block(i)
-        values = jnp.sum(gram.kernel(rows) * weights, axis=1)
-        return lax.dynamic_update_slice_in_dim(result, values, indices[0], 0)
+        places = lax.dynamic_slice_in_dim(order, i * size, size)
+        rows = gram.kernel(gram.base_of(places))
+        own = weights[places].astype(rows.dtype)
+        product = jnp.matmul(own, rows, precision=lax.Precision.HIGHEST)
+        return result + product.astype(jnp.float64)
 
     return lax.fori_loop(first, last, of_block, result)
+
+
+def _squared_distances(few, columns):
+    """`[k, n]` from features `[D, k]` and `[D, n]`; one loop, without cancellation."""
+    return functools.reduce(
+        jnp.add,
+        (
+            jnp.square(own[:, None] - others)
+            for own, others in zip(few, columns, strict=True)
+        ),
+    )
 
 
 def in_pieces(
@@ -300,8 +329,12 @@ def gram(kernel: Kernel, x: jax.typing.ArrayLike, stored: bool | None = None) ->
     if stored is None:
         stored = keeps(size)
         _announce(size, rows.shape[1], stored)
-    own_base = _own_base(kernel.name, _dtype(size), rows) if stored else None
-    return Gram(rows, own_base, kernel, size)
+    own_base = columns = None
+    if stored:
+        own_base = _own_base(kernel.name, _dtype(size), rows)
+    elif kernel.name == "rbf" and rows.shape[1] <= _NARROW:
+        columns = (rows - rows[:size].mean(axis=0)).T.astype(_dtype(size))
+    return Gram(rows, own_base, kernel, size, columns)
 
 
 def _announce(size: int, width: int, stored: bool) -> None:

@@ -50,9 +50,11 @@ class Method:
 
     Attributes:
         method: short name.
+        uses_labels: whether what is learned depends on which anomalies are known.
     """
 
     method: ClassVar[str] = ""
+    uses_labels: ClassVar[bool] = False
 
     def stages(self) -> dict[str, int]:
         """The stages with their epochs (or steps), in their order."""

@@ -222,9 +222,15 @@ def _options(config, method, problem):
             found[field.name] = special[field.name]()
         else:
             path = places.get(field.name, field.name)
-            found[field.name] = functools.reduce(
-                operator.getitem, path.split("."), config
-            )
+            try:
+                found[field.name] = functools.reduce(
+                    operator.getitem, path.split("."), config
+                )
+            except KeyError:
+                raise ValueError(
+                    f"{field.name} is an option of {method} that configs/default.py "
+                    f"lacks; a section {method} there has those of its own"
+                ) from None
     return kind(**found)
 
 

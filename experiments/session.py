@@ -194,7 +194,9 @@ def _is_large(config: ml_collections.ConfigDict, cores: int) -> bool:
     pair = networks.PAPER.get(config.get("network") or f"{data}_LeNet")
     if pair is None or len(pair.input_shape) == 1:
         return False
-    activation = math.prod(pair.input_shape[:-1]) * pair.encoder.features[0]
+    activation = (
+        math.prod(pair.input_shape[:-1]) * getattr(pair.encoder, "features", (1,))[0]
+    )
     return activation >= (2**14 if cores > 1 else 2**13)
 
 

@@ -21,7 +21,7 @@ from inputs import (
 )
 
 from configs import default
-from deepsad_jax import model
+from deepsad_jax import detectors, model, selection
 from deepsad_jax.data import sources
 from experiments import build
 
@@ -69,7 +69,9 @@ def test_what_every_method_accepts(method):
     assert until_ready(config)
 
 
-SHALLOW = ("ssad", "ocsvm", "kde", "isoforest")
+SHALLOW = tuple(
+    n for n in METHODS if issubclass(detectors.METHODS[n], selection.Shallow)
+)
 
 
 DEEP = tuple(name for name in METHODS if name not in SHALLOW)

@@ -52,6 +52,24 @@ def test_the_product_with_a_vector_is_that_of_the_matrix(stored):
     np.testing.assert_allclose(found, matrix(gram) @ weights[: gram.size], atol=1e-12)
 
 
+def test_rows_of_few_features_are_recomputed_from_differences():
+    # More than are computed in float64, and far from the origin.
+    x = np.random.default_rng(0).normal(size=(4200, 3)) + 1e4
+    gram = kernels.gram(Kernel(0.5), x, stored=False)
+    some = np.array([0, 17, 4199])
+    expected = pairwise.rbf_kernel(x[some] - 1e4, x - 1e4, gamma=0.5)
+    with jax.enable_x64(True):
+        found = gram.kernel(gram.base_of(jnp.asarray(some)))[:, : gram.size]
+        among = gram.between(jnp.asarray(some))
+        weights = jnp.zeros(len(gram.x)).at[some].set(jnp.array([0.5, -2.0, 3.0]))
+        product = gram.times(weights)[: gram.size]
+        nothing = gram.times(jnp.zeros(len(gram.x)))
+    assert found.dtype == jnp.float32 and not np.any(nothing)
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+    np.testing.assert_allclose(among, expected[:, some], atol=1e-6)
+    np.testing.assert_allclose(product, [0.5, -2.0, 3.0] @ expected, atol=3e-6)
+
+
 def test_distances_keep_their_accuracy_far_from_the_origin():
     # In float32, 1e4 + small differences would leave nothing of the distances.
     x = examples(100).astype(np.float64) + 1e4

@@ -78,7 +78,9 @@ def test_many_problems_are_solved_side_by_side():
     )
     for i, (one_x, one_y) in enumerate(problems):
         alone = machines.fit_ssad(one_x, one_y, kernel=Kernel(0.3))
-        np.testing.assert_allclose(together.weights[i], alone.weights, atol=1e-9)
+        # To the solver's tolerance, whose last steps depend on the order of sums.
+        np.testing.assert_allclose(together.weights[i], alone.weights, atol=2e-6)
+        np.testing.assert_allclose(together.objective[i], alone.objective, rtol=1e-9)
         expected = np.asarray(machines.score(alone, one_x))
         np.testing.assert_allclose(compiled(one_x, one_y), expected, atol=1e-6)
 

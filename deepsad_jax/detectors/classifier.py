@@ -29,6 +29,7 @@ class Classifier(deep.Deep):
     dtype: str = "float32"
 
     method: ClassVar[str] = "supervised"
+    uses_labels: ClassVar[bool] = True
     learns_from_anomalies: ClassVar[bool] = True
 
     def trained(self) -> dict[str, training.Stage]:

@@ -22,8 +22,9 @@ from deepsad_jax import preprocessing as preprocessings
 class Deep(methods.Method):
     """The base of the options of a method that trains networks.
 
-    A subclass is a frozen dataclass with `encoder`, `dtype`, `initial`, the stages that
-    `plan_of_stages` names, and a `_fit`.
+    A subclass is a frozen dataclass with `encoder`, `dtype`, `initial` and its stages,
+    that defines `trained`, `objectives(shape)`, what is trained in each, and
+    `fit_many`.
 
     Attributes:
         learns_from_anomalies: whether there must be known anomalies.

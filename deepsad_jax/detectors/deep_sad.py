@@ -143,6 +143,7 @@ class DeepSAD(deep.Deep):
     companions: tuple[str, ...] = ()
 
     method: ClassVar[str] = "deep_sad"
+    uses_labels: ClassVar[bool] = True
 
     def trained(self) -> dict[str, training.Stage]:
         pretrains = self.pretrain is not None and self.initial is None
@@ -302,6 +303,7 @@ class DeepSVDD(DeepSAD):
     loss: Callable | str = "one_class"
 
     method: ClassVar[str] = "deep_svdd"
+    uses_labels: ClassVar[bool] = False
     known_companions: ClassVar[tuple[str, ...]] = ("isolation",)
 
 

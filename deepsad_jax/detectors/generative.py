@@ -144,6 +144,7 @@ class M2(_Generative):
     """M2; the score is q(anomaly | x)."""
 
     method: ClassVar[str] = "m2"
+    uses_labels: ClassVar[bool] = True
     uses_m2: ClassVar[bool] = True
     learns_from_anomalies: ClassVar[bool] = True
 
@@ -153,6 +154,7 @@ class M1M2(M2):
     """M2 on the codes of a VAE, which is frozen after its own training."""
 
     method: ClassVar[str] = "m1_m2"
+    uses_labels: ClassVar[bool] = True
     uses_vae: ClassVar[bool] = True
 
 

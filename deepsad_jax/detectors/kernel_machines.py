@@ -226,6 +226,7 @@ class SSAD(_Options):
     C_normal: float = 1.0
     C_anomaly: float = 1.0
     method: ClassVar[str] = "ssad"
+    uses_labels: ClassVar[bool] = True
     preferred: ClassVar[str] = "train_labels"
 
     def check_options(self, semi_targets: np.ndarray) -> None:

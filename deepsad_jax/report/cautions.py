@@ -8,7 +8,6 @@ import numpy as np
 from deepsad_jax.report.thresholds import percent
 
 _FEW_KNOWN = 10  # known anomalies in training
-_LEARN = ("deep_sad", "m2", "m1_m2", "supervised", "ssad")  # from anomalies
 _FEW_TESTED = 20  # of a kind, below which intervals are wide whatever they are
 _DRIFT = 0.2  # distance of two distribution functions, and no less than by chance
 _SAMPLE = 20_000  # rows of either part
@@ -36,7 +35,10 @@ def of_numbers(method: str, known: int | None, labels: np.ndarray) -> list[str]:
     said = []
     anomalous = int((labels == 1).sum())
     normal = len(labels) - anomalous
-    if method in _LEARN and known is not None and known < _FEW_KNOWN:
+    from deepsad_jax import detectors
+
+    learns = method in detectors.METHODS and detectors.METHODS[method].uses_labels
+    if learns and known is not None and known < _FEW_KNOWN:
         said.append(
             f"Only {known} anomalies were known in training: another choice of them "
             "may give another result."
