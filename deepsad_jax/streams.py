@@ -31,7 +31,7 @@ from deepsad_jax.training import Batch
 
 # Bytes of prepared rows that go to the device at once, at most, of which twice as many
 # are in memory; and least pieces of an epoch, so that reading and computing overlap.
-_PIECE, _PIECES = 8 * 2**20, 8
+_PIECE, _PIECES = 8 * 2**20, 2
 
 
 class OnDisk:
