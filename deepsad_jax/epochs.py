@@ -23,7 +23,7 @@ History = dict[str, np.ndarray]
 
 # Inputs and parameters, times the steps of a stage, below which less is spent on
 # compiling: some tenths of a second of computing, of tables, and of images and series.
-_BRIEF, _SHORT = 2_000_000, 20_000_000
+_BRIEF, _SHORT = 4_000_000, 20_000_000
 # Traces and compiles what others will need; what fails there fails again where it is
 # needed. One at a time each: more would only share the time.
 _TRACES = concurrent.futures.ThreadPoolExecutor(1, "tracing")
@@ -181,9 +181,12 @@ class Trainer:
         leaves = jax.tree.leaves(forward.initial(objective, self.shape))
         numbers = stage.batch_size * math.prod(self.shape)
         numbers += sum(math.prod(leaf.shape) for leaf in leaves)
-        steps = max(int(data.size) for data in self.sets) // stage.batch_size
-        numbers *= stage.epochs * max(steps, 1)
-        if len(self.shape) > 1:
+        is_table = len(self.shape) == 1
+        # Of tables all rows there are, whatever runs are trained together; a CPU trains
+        # others one by one.
+        sizes = [len(data.x) if is_table else int(data.size) for data in self.sets]
+        numbers *= stage.epochs * max(1, max(sizes) // stage.batch_size)
+        if not is_table:
             return cpu_settings.SHORT if numbers < _SHORT else cpu_settings.USUAL
         return cpu_settings.BRIEF if numbers < _BRIEF else cpu_settings.USUAL
 
