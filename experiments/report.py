@@ -74,8 +74,9 @@ def outcome(
     models = {"": fitted, **_bases(made, fitted)}
     if doubt and (untrained := _untrained(made)) is not None:
         models["untrained"] = untrained
-    # Two at a time, since most of it is compilation; processes need one order.
-    with futures.ThreadPoolExecutor(2 if plan.processes == 1 else 1) as pool:
+    # Two at a time, since most of it is compilation; devices that share rows talk to
+    # each other, and need one order.
+    with futures.ThreadPoolExecutor(2 if plan.devices == 1 else 1) as pool:
         found = pool.map(lambda one: model.score(one, x, plan=plan), models.values())
         references = dict(zip(models, found, strict=True))
     scores = references.pop("")
