@@ -10,7 +10,7 @@ import jax
 from deepsad_jax import parallel
 
 _LEVEL, _EMITTERS = "xla_backend_optimization_level", "xla_cpu_use_fusion_emitters"
-_EFFORT = ((_LEVEL, 1), (_EMITTERS, True))
+_NEEDED = ((_LEVEL, 1), (_EMITTERS, True))
 # From glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
 
@@ -62,7 +62,7 @@ def training_options(
     if jax.default_backend() != "cpu":
         return None
     options = dict((compiler_options() if convolutional else None) or {})
-    if _LEVEL not in os.environ.get("XLA_FLAGS", "") and _are_known(_EFFORT):
+    if _LEVEL not in os.environ.get("XLA_FLAGS", "") and _are_known(_NEEDED):
         options[_LEVEL] = effort.level
         if not effort.emitters:
             options[_EMITTERS] = False

@@ -30,7 +30,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from deepsad_jax import kernels, parallel
+from deepsad_jax import kernels, parallel, pieces
 
 TOLERANCE = 1e-6
 MAX_ITERATIONS = 10_000_000
@@ -220,7 +220,7 @@ def _solve_in_pieces(gram, box, total, kappa, tolerance, max_iterations, tell):
         limit = jnp.minimum(state.iterations + size, max_iterations)
         state = _advance(gram, box, state, spread, tolerance, limit)
         left = float(_violation(state, spread))
-        size = kernels.next_piece(size, time.perf_counter() - began)
+        size = pieces.next_piece(size, time.perf_counter() - began)
         if 0 < left < 1:
             tell(0.5 + 0.5 * min(1.0, math.log(left) / math.log(tolerance)))
     return _solution(gram, box, state, spread)

@@ -8,7 +8,6 @@ bandwidths.
 import functools
 import logging
 import numbers
-import time
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -19,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from deepsad_jax import checks, parallel
+from deepsad_jax import checks, parallel, pieces
 from deepsad_jax.data import memory
 
 KERNELS = ("rbf", "linear", "poly")
@@ -235,7 +234,7 @@ class Gram:
     def times(
         self, weights: jax.Array, tell: Callable[[float], None] | None = None
     ) -> jax.Array:
-        """The kernel matrix times a vector, `[padded]` float64; `tell`: `in_pieces`.
+        """The kernel matrix times a vector, `[padded]` float64; `tell`: see `pieces`.
 
         Rows without weight cost nothing.
         """
@@ -244,7 +243,7 @@ class Gram:
         last = -(-(len(self.x) - jnp.sum(is_weightless)) // size)
         start = functools.partial(_times, self, weights, order), jnp.zeros(len(self.x))
         if tell is not None:
-            return in_pieces(*start, int(last), tell)
+            return pieces.in_pieces(*start, int(last), tell)
         return start[0](start[1], 0, last)
 
 
@@ -276,36 +275,6 @@ def _squared_distances(few, columns):
             for own, others in zip(few, columns, strict=True)
         ),
     )
-
-
-def in_pieces(
-    step: Callable, result: Any, count: int, tell: Callable[[float], None]
-) -> Any:
-    """`step(result, first, last)` for all of `count` blocks, by many calls.
-
-    Args:
-        step: a compiled function that goes on with a result, by some blocks.
-        result: what it begins with.
-        count: of the blocks.
-        tell: called after each piece, of about half a second, with the share of the
-            blocks that are done.
-
-    Returns:
-        The last result.
-    """
-    first, size = 0, 1
-    while first < count:
-        began, last = time.perf_counter(), min(first + size, count)
-        result = jax.block_until_ready(step(result, first, last))
-        size = next_piece(last - first, time.perf_counter() - began)
-        first = last
-        tell(first / count)
-    return result
-
-
-def next_piece(size: int, seconds: float) -> int:
-    """How much to do at once, so that it takes half a second, if `size` took some."""
-    return max(1, int(size * min(4.0, 0.5 / max(seconds, 1e-3))))
 
 
 @in_float64

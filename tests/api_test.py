@@ -95,6 +95,7 @@ def test_public_modules_are_all_reached():
         "forward",
         "loops",
         "patches",
+        "pieces",
         "ranges",
         "signatures",
         "version_0_1",

@@ -12,9 +12,14 @@ import oracles
 import pytest
 
 from deepsad_jax import losses, networks, parallel, torch_weights, training
-from experiments.benchmark import accelerator, subjects
+from experiments.benchmark import accelerator, subjects, whole
 
 ROOT = pathlib.Path(__file__).parents[1]
+
+
+def test_a_start_is_timed_from_the_command_to_its_exit():
+    (row,) = whole.startup(1, "")
+    assert row["rows"] == 700 and row["seconds"] > 0 and "ratio" not in row
 
 
 def test_the_command_measures_and_writes_json(command, tmp_path):

@@ -147,7 +147,8 @@ class DeepSAD(deep.Deep):
 
     def trained(self) -> dict[str, training.Stage]:
         pretrains = self.pretrain is not None and self.initial is None
-        if self.decoder is None and not _is_ours(self.encoder):
+        is_named = self.encoder is None or isinstance(self.encoder, str)
+        if self.decoder is None and not is_named:
             pretrains = False
         return {
             **({"pretrain": self.pretrain} if pretrains else {}),
@@ -349,10 +350,6 @@ def fit(
     run = methods.Run(key, data, preprocessing)
     (fitted,) = method.fit_many([run], plan=plan, observe=observe, keeper=keeper)
     return fitted
-
-
-def _is_ours(encoder: Any) -> bool:
-    return encoder is None or isinstance(encoder, str)
 
 
 def _reconstruction_of(start: model.Model | None) -> model.Model | None:

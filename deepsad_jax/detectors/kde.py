@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from deepsad_jax import kernels, parallel, selection
+from deepsad_jax import kernels, parallel, pieces, selection
 
 Fitted = selection.Fitted
 
@@ -138,7 +138,7 @@ def cross_validate(
     start, count = jnp.zeros(len(bandwidths)), gram.blocks
     if tell is None:
         return step(start, 0, count) / folds
-    return kernels.in_pieces(step, start, count, tell) / folds
+    return pieces.in_pieces(step, start, count, tell) / folds
 
 
 @dataclasses.dataclass(frozen=True)

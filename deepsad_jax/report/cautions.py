@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from deepsad_jax import detectors
 from deepsad_jax.report.thresholds import percent
 
 _FEW_KNOWN = 10  # known anomalies in training
@@ -35,8 +36,6 @@ def of_numbers(method: str, known: int | None, labels: np.ndarray) -> list[str]:
     said = []
     anomalous = int((labels == 1).sum())
     normal = len(labels) - anomalous
-    from deepsad_jax import detectors
-
     learns = method in detectors.METHODS and detectors.METHODS[method].uses_labels
     if learns and known is not None and known < _FEW_KNOWN:
         said.append(

@@ -88,11 +88,12 @@ def startup(repeats: int, against: str) -> list[dict]:
     y = (np.arange(700) % 10 == 0).astype(int)
     x = rng.normal(size=(700, 23)) + y[:, None]
     here = os.fspath(pathlib.Path(__file__).parents[2])
+    against = against and os.path.abspath(against)
     seconds: dict[str, list[float]] = {here: []} | ({against: []} if against else {})
     with tempfile.TemporaryDirectory() as folder:
         np.savez(f"{folder}/table.npz", X=x, y=y)
         for i, (place, taken) in itertools.product(range(repeats), seconds.items()):
-            own = f"{folder}/{i}-{len(taken)}-{place == here}"
+            own = f"{folder}/{i}-{place == here}"
             # Run from where its own configs and experiments are.
             found = {"JAX_COMPILATION_CACHE_DIR": f"{own}-xla", "PYTHONPATH": place}
             command = [
