@@ -88,11 +88,9 @@ def split(
             f"{len(targets)} rows, {int((targets >= 0).sum())} of them no known "
             "anomalies, are too few to train on some and hold out others; give more"
         )
-    own = chosen(rows, kept)
-    scaling = settings.learn(own)
-    data = _training_set(scaling, own, targets[kept])
-    run = methods.Run(jax.random.key(settings.seed), data, scaling, settings.seed)
-    ((fitted, record),) = _fit(settings.method, [run], observe)
+    scaling, key = settings.learn(chosen(rows, kept)), jax.random.key(settings.seed)
+    runs = _runs(settings, scaling, rows, targets, [held], [key])
+    ((fitted, record),) = _fit(settings.method, runs, observe)
     way, seen = "split", held
     if not settings.share:
         way, seen = "none", np.flatnonzero(targets >= 0)
@@ -211,26 +209,31 @@ def _calibration_rows(targets, share, seed) -> np.ndarray:
 
 def _refits(settings, rows, targets, without, observe):
     """A fit without each of some sets of rows, all with the same scaling."""
-    scaling = settings.learn(rows)
-    data = _training_set(scaling, rows, targets)
+    scaling, key = settings.learn(rows), jax.random.key(settings.seed)
+    keys = [jax.random.fold_in(key, i) for i in range(len(without))]
+    runs = _runs(settings, scaling, rows, targets, without, keys)
+    return _fit(settings.method, runs, observe)
+
+
+def _runs(settings, scaling, rows, targets, without, keys):
+    """A run without each of some sets of rows, all of one shape: padded, and with the
+    rows left out among its examples, where they are not looked at. So one program can
+    train them all."""
+    x = checks.rows(scaling.encoded(rows), "X")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # labels were warned of as a whole
+        data = training.training_set(x, targets)
     runs = []
-    for i, left_out in enumerate(without):
+    for left_out, key in zip(without, keys, strict=True):
         kept = np.setdiff1d(np.arange(len(targets)), left_out).astype(np.int32)
         one = data._replace(
             indices=kept,
             semi_targets=data.semi_targets[kept],
             size=np.int32(len(kept)),
         )
-        key = jax.random.fold_in(jax.random.key(settings.seed), i)
+        one = training.padded(one, len(targets))
         runs.append(methods.Run(key, one, scaling, settings.seed))
-    return _fit(settings.method, runs, observe)
-
-
-def _training_set(scaling, rows, targets):
-    x = checks.rows(scaling.encoded(rows), "X")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # labels were warned of as a whole
-        return training.training_set(x, targets)
+    return runs
 
 
 def _scores(fitted, rows):
@@ -241,7 +244,8 @@ def _scores(fitted, rows):
 
 
 def _fit(method, runs, observe):
-    """Fits runs together where that is fastest, with batches that they fill."""
+    """Fits runs with batches that they fill, together where that is faster: not one
+    after the other on one device, for which a program of any one serves all."""
     smallest = min(int(run.data.size) for run in runs)
     stages = {
         name: dataclasses.replace(stage, batch_size=min(stage.batch_size, smallest))
@@ -252,6 +256,6 @@ def _fit(method, runs, observe):
     for run in runs:
         method.check(run)
     plan = method.plan_for(runs) if len(runs) > 1 else None
-    if plan is None:
+    if plan is None or (plan.devices == 1 and not plan.together):
         return [method.fit_many([run], observe=observe)[0] for run in runs]
     return method.fit_many(runs, plan=plan, observe=observe)

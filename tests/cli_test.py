@@ -23,7 +23,7 @@ from deepsad_jax import cli, console, estimators, new_rows, scoring
 
 LABELS = ("--label=status", "--anomaly=broken", "--normal=ok")
 ADDED = ["score", "p_value", "is_anomaly"]
-EPOCHS = 30
+EPOCHS = 10
 
 
 def made(rows=5000, new=20_000, seed=0):

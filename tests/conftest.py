@@ -25,6 +25,10 @@ if os.environ.get("DEEPSAD_TEST_EFFORT") != "full":
     if _QUICK not in (flags := os.environ.get("XLA_FLAGS", "")):
         os.environ["XLA_FLAGS"] = f"{flags} {_QUICK}".strip()
 
+# Workers keep all cores busy; threads of linear algebra would wait for each other.
+for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+    os.environ.setdefault(name, "1")
+
 import jax  # noqa: E402, which reads the flags
 
 ROOT = pathlib.Path(__file__).parents[1]

@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -92,11 +94,12 @@ FORMS = {
 }
 
 
-def plain_form(name):
+@functools.cache
+def plain_form(upsampled, cropped):
     def convolution(x, kernel):
-        if name.startswith("upsampled"):
+        if upsampled:
             x = jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
-        padding = 1 if name.endswith("cropped") else 2
+        padding = 1 if cropped else 2
         return lax.conv_general_dilated(
             x,
             kernel,
@@ -108,27 +111,24 @@ def plain_form(name):
     return convolution
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def values_and_gradients(convolution, x, kernel):
-    @jax.jit
-    def run(x, kernel):
-        y, pull_back = jax.vjp(convolution, x, kernel)
-        return y, *pull_back(jnp.asarray(random(*y.shape)))
-
-    return run(x, kernel)
+    y, pull_back = jax.vjp(convolution, x, kernel)
+    return y, *pull_back(jnp.asarray(random(*y.shape)))
 
 
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("size", [(2, 2), (8, 8), (6, 10)])
 @pytest.mark.parametrize("form", FORMS)
 def test_every_form_has_the_values_and_gradients_of_the_plain_one(form, size, channels):
-    is_upsampled = form.startswith("upsampled")
-    if form.endswith("cropped") and not is_upsampled and min(size) == 2:
+    is_upsampled, is_cropped = form.startswith("upsampled"), form.endswith("cropped")
+    if is_cropped and not is_upsampled and min(size) == 2:
         pytest.skip("nothing is left of these images")
     x, kernel = random(3, *size, channels), random(5, 5, channels, 4)
     tolerance = 2e-5 if "winograd" in form else 2e-6
     for actual, expected in zip(
         values_and_gradients(FORMS[form], x, kernel),
-        values_and_gradients(plain_form(form), x, kernel),
+        values_and_gradients(plain_form(is_upsampled, is_cropped), x, kernel),
         strict=True,
     ):
         np.testing.assert_allclose(
@@ -150,9 +150,10 @@ def test_every_form_may_be_mapped_over_runs(form):
 @pytest.mark.parametrize("form", FORMS)
 def test_every_form_keeps_bfloat16(form):
     x, kernel = random(3, 4, 4, 2), random(5, 5, 2, 4)
-    actual = FORMS[form](x.astype(jnp.bfloat16), kernel.astype(jnp.bfloat16))
+    convolve = jax.jit(FORMS[form])
+    actual = convolve(x.astype(jnp.bfloat16), kernel.astype(jnp.bfloat16))
     assert actual.dtype == jnp.bfloat16
-    expected = FORMS[form](x, kernel)
+    expected = convolve(x, kernel)
     error = np.abs(actual.astype(np.float32) - expected).max()
     assert error <= 0.02 * np.abs(expected).max()
 
@@ -177,7 +178,8 @@ def test_the_chosen_form_is_the_plain_one_on_every_backend(
 ):
     monkeypatch.setattr(jax, "default_backend", lambda: backend)
     x, kernel = random(2, *size, channels), random(5, 5, channels, features)
-    actual = fast_cpu.convolution(x, kernel, padding, upsample, pooled)
+    options = (padding, upsample, pooled)
+    actual = jax.jit(lambda x, k: fast_cpu.convolution(x, k, *options))(x, kernel)
     if actual.ndim == 5:
         assert backend == "cpu" and pooled
         actual = images_of(actual)
@@ -242,7 +244,7 @@ def test_dense_products_and_their_gradients_are_the_plain_ones(shape):
 def test_dense_products_may_be_mapped_over_runs():
     x, kernels = random(4, 6, 5), random(2, 5, 3)
     loss = lambda kernel: jnp.sum(jnp.sin(fast_cpu.product(x[0], kernel)))  # noqa: E731
-    found = jax.vmap(jax.grad(loss))(kernels)
+    found = jax.jit(jax.vmap(jax.grad(loss)))(kernels)
     for one, kernel in zip(found, kernels, strict=True):
         expected = x[0].T @ np.cos(x[0] @ kernel)
         np.testing.assert_allclose(one, expected, rtol=1e-4, atol=1e-5)

@@ -27,7 +27,10 @@ OF_ONE_DEVICE = (
 )
 COMMANDS = {
     "one device": ["-m", "pytest", "-n0", *(FOLDER / test for test in OF_ONE_DEVICE)],
-    "many runs": [FOLDER / "parallel_test.py", "check_many_runs"],
+    "many runs": [
+        FOLDER / "parallel_test.py",
+        *("check_many_runs", "check_many_generative_runs"),
+    ],
 }
 
 

@@ -225,9 +225,7 @@ def check_many_runs_of_the_same_rows():
 def check_other_methods():
     """One device, four that share batches, and many runs, one by one or together."""
     runs = runs_of_unlike_size(3)
-    two_stages = generative.M1M2(encoder=SMALL, train=STAGE, pretrain=STAGE)
     for method in (
-        two_stages,
         classifier.Classifier(encoder=SMALL, train=STAGE),
         deep_sad.DeepSVDD(
             encoder=SMALL, loss="soft_boundary", train=STAGE, record_groups=True
@@ -237,12 +235,26 @@ def check_other_methods():
         plan = parallel.split_batch(4)
         four = method.fit(runs[0].key, runs[0].data, plan=plan)
         assert_close(arrays_of(four), singles[0])
-        for together in (False,) if method is two_stages else (False, True):
+        for together, check in ((False, assert_equal), (True, assert_close)):
             plan = parallel.Plan(2, many=True, together=together, shared_inputs=False)
             found = map(arrays_of, method.fit_many(runs, plan=plan))
-            check = assert_close if together else assert_equal
             for single, run in zip(singles, found, strict=True):
                 check(run, single)
+
+
+M1_M2 = generative.M1M2(encoder=SMALL, train=STAGE, pretrain=STAGE)
+
+
+def check_generative_models_that_share_batches():
+    check_shared_batches(M1_M2, (6,), 4)
+
+
+def check_many_generative_runs():
+    """To the bit with all effort of compiling alone: see `full_effort_test`."""
+    runs = runs_of_unlike_size(3)
+    plan = parallel.Plan(2, many=True, together=False, shared_inputs=False)
+    for run, several in zip(runs, M1_M2.fit_many(runs, plan=plan), strict=True):
+        assert_equal(arrays_of(several), arrays_of(M1_M2.fit(run.key, run.data)))
 
 
 def check_m2_of_images():
@@ -297,30 +309,22 @@ def finish(*processes):
         assert process.returncode == 0, output
 
 
-@pytest.mark.parametrize(
-    "checks",
-    [
-        [
+def test_devices_agree():
+    finish(
+        program(
+            8,
             "check_collectives",
             "check_perceptrons_that_share_batches",
             "check_many_runs",
             "check_many_runs_of_the_same_rows",
             "check_nnx_modules_and_streams_that_share_batches",
-        ],
-        [
             "check_images_that_share_batches",
             "check_stock_modules_that_share_batches",
             "check_other_methods",
+            "check_generative_models_that_share_batches",
             "check_m2_of_images",
-        ],
-    ],
-    ids=["perceptrons", "images and other methods"],
-)
-def test_devices_agree(checks, monkeypatch):
-    if "check_other_methods" in checks:  # quick programs are not equal to the bit
-        monkeypatch.setenv("DEEPSAD_TEST_EFFORT", "full")
-        monkeypatch.setenv("XLA_FLAGS", "")
-    finish(program(8, *checks))
+        )
+    )
 
 
 def test_two_processes_agree_with_one(tmp_path):
