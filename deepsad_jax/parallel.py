@@ -195,11 +195,17 @@ class Plan:
             function = jax.vmap(function, in_axes=in_axes)
             # pmap even for one device, so that the axes are those of `stack`.
             devices = jax.local_devices()[: self.devices]
-            function = jax.pmap(
+            mapped = jax.pmap(
                 function, in_axes=in_axes, donate_argnums=donate, devices=devices
             )
             if options is None:
-                return function  # pmap takes none
+                return mapped  # pmap takes none
+
+            def call(*arguments):
+                return mapped(*arguments)
+
+            # Not by functools.wraps: jit would have the method `lower` of pmap.
+            call.__name__, function = function.__name__, call
         if self.many or self.devices == 1:
             return jax.jit(function, donate_argnums=donate, compiler_options=options)
         return _data_parallel(function, self.devices, split)

@@ -455,7 +455,7 @@ def test_an_evaluation_has_the_programs_of_the_fit(compiled):
     X, y, _ = rows()
     made = estimators.DeepSAD(**SHORT)
     X = X[:, :1] ** [1, 2, 3, 4, 5, 6, 7]  # as many columns as no other table has
-    loops = {"jit(loop)", "jit(_fun)"}  # of one network, and of many
+    loops = {"jit(loop)", "jit(_fun)"}  # with XLA's options of ours, and without
     assert loops & {*compiled(made.fit, X, y)}
     stages, found = [], []
 

@@ -355,6 +355,18 @@ def test_stacked_runs_come_back_in_their_order():
     assert_equal(parallel.unstack(stacked, 5), jax.device_get(runs))
 
 
+@pytest.mark.parametrize("many", [False, True])
+def test_what_is_compiled_ahead_is_what_is_called(many, compiled):
+    def double(x):
+        return 2 * x
+
+    plan = parallel.Plan(many=many, together=False)
+    made = plan.compile(double, options={"xla_backend_optimization_level": 1})
+    x = np.ones((1, 3, 5) if many else 5)
+    assert compiled(lambda: made.lower(x).compile()) == ["jit(double)"]
+    assert not compiled(made, x)
+
+
 def test_impossible_plans_are_refused():
     for make in (parallel.Plan, parallel.split_batch):
         with pytest.raises(ValueError, match="devices is 1000; it must be from 1 to"):
