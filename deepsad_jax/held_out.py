@@ -1,7 +1,7 @@
 """Fits that hold rows out: to calibrate the scores, and to evaluate them.
 
 Rows are raw, an array or a `frames.Frame`. What is fitted again and again, to parts of
-the same rows, is fitted as runs in one program.
+the same rows, has the programs of the first fit, or is fitted as runs in one.
 """
 
 import dataclasses
