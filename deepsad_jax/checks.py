@@ -1,5 +1,6 @@
 """What a user calls an array, as one; whatever it lacks is said in a sentence."""
 
+import inspect
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -95,3 +96,11 @@ def is_number(value: Any) -> bool:
     """Whether a value is a finite number of Python's, no larger than arrays hold."""
     most = 2**64 if type(value) is int else sys.float_info.max
     return type(value) in (int, float) and abs(value) <= most
+
+
+def takes_rate(function: Callable) -> bool:
+    """Whether it would take the number of steps for a learning rate: `optax.adam`."""
+    try:
+        return "learning_rate" in [*inspect.signature(function).parameters][:1]
+    except (TypeError, ValueError):
+        return False

@@ -1,5 +1,6 @@
 """The command `deepsad fit --from`: a model learns what an expert has said since."""
 
+import collections
 import csv
 import dataclasses
 import os
@@ -172,9 +173,20 @@ def _fit(detector, rows, targets, own, prints, epochs):
     settings = held_out.Settings(
         method, made.model.preprocessing, made.false_alarm_rate, share, seed
     )
-    held = np.flatnonzero(np.isin(prints, made.examples.held))
-    if not len(held):  # another file than that of the training
+    held = _same(prints[:own], made.examples.held)
+    if held is None:  # another file than that of the training
         held = np.random.default_rng(seed).permutation(own)[: round(share * own)]
     held = np.sort(held[targets[held] >= 0])
     with console.Stages(method.stages()) as observer:
         return held_out.split(settings, rows, targets, observer, held)
+
+
+def _same(prints, held) -> np.ndarray | None:
+    """Numbers of rows that are those that calibrated before, each as often; None if
+    the file has not got them all: some equal rows may be in any file."""
+    missing, found = collections.Counter(held.tolist()), []
+    for row, one in enumerate(prints.tolist()):
+        if missing[one] > 0:
+            missing[one] -= 1
+            found.append(row)
+    return np.array(found) if found and not any(missing.values()) else None

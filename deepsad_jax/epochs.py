@@ -15,7 +15,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from deepsad_jax import cpu_settings, forward, methods, parallel, streams, training
+from deepsad_jax import (
+    cpu_settings,
+    forward,
+    methods,
+    parallel,
+    streams,
+    training,
+    values,
+)
 from deepsad_jax.loops import PIECE, Programs
 
 Variables = dict[str, Any]
@@ -34,9 +42,9 @@ _COMPILES = concurrent.futures.ThreadPoolExecutor(1, "compilation")
 # and not without end.
 @functools.lru_cache(maxsize=16)
 def _programs(
-    objective, optimizer, batch_size, plan, convolutional, effort, steps, shapes
+    objective, optimizer, batch_size, plan, convolutional, effort, steps, differ
 ):
-    del shapes
+    del differ
     if steps is not None:
         optimizer = optimizer(steps)
     stage = training.Stage(optimizer, batch_size=batch_size)
@@ -168,8 +176,15 @@ class Trainer:
             steps = [
                 s.steps(size) if is_stream else int(s.size) // size for s in self.sets
             ]
-        known = max(1, steps[0]) if len({*steps}) == 1 else None
-        return _programs(*found, known, tuple((a.shape, a.dtype) for a in shapes))
+        if len({*steps}) > 1:
+            raise ValueError(
+                "the optimizer is made for a number of steps, but the runs have "
+                f"{min(steps)} to {max(steps)} in an epoch; leave out the plan"
+            )
+        known = max(1, steps[0]) if steps else None
+        # What a function reads from outside counts, too.
+        differ = values.key(stage.optimizer), *((a.shape, a.dtype) for a in shapes)
+        return _programs(*found, known, differ)
 
     def _effort(self, objective, stage):
         """What it is worth to spend on compiling what computes so little."""

@@ -43,6 +43,27 @@ def is_convolutional(objective: Any, shape: tuple[int, ...]) -> bool:
     )
 
 
+@functools.lru_cache(maxsize=64)
+def check_state(objective: Any, shape: tuple[int, ...]) -> None:
+    """Raises ValueError if a step changes the form of the variables."""
+    x = jax.ShapeDtypeStruct((2, *shape), jnp.float32)
+    batch = Batch(x, jax.ShapeDtypeStruct((2,), jnp.float32))
+    key, before = jax.random.key(0), initial(objective, shape)
+    after = jax.eval_shape(lambda v, b: objective.loss(v, b, key)[1][0], before, batch)
+    for name, content in after.items():
+        if _form(content) != _form(before.get(name)):
+            raise ValueError(
+                f"a step of the network changes the shapes of its collection {name!r}, "
+                "or what is in it; training needs a state of one form, so do not sow "
+                "there"
+            )
+
+
+def _form(tree):
+    leaves, structure = jax.tree.flatten(tree)
+    return structure, [(leaf.shape, leaf.dtype) for leaf in leaves]
+
+
 @functools.lru_cache(maxsize=32)
 def _evaluator(objective, name, plan, shape, variables):
     del variables  # their shapes

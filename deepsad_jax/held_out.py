@@ -51,10 +51,12 @@ class Settings:
     def __post_init__(self):
         decisions.check_rate("false_alarm_rate", self.false_alarm_rate)
 
-    def learn(self, rows: Any) -> preprocessing.Preprocessing:
-        """The preprocessing that suits some rows, unless it is given."""
+    def learn(self, rows: Any, kept: Any = slice(None)) -> preprocessing.Preprocessing:
+        """The preprocessing that suits some of the rows, unless it is given."""
         if isinstance(self.scaling, str):
-            return tables.learn(rows, scaling=self.scaling)
+            among = rows if isinstance(rows, frames.Frame) else None
+            some = chosen(rows, kept)
+            return tables.learn(some, scaling=self.scaling, among=among)
         return self.scaling
 
 
@@ -88,7 +90,7 @@ def split(
             f"{len(targets)} rows, {int((targets >= 0).sum())} of them no known "
             "anomalies, are too few to train on some and hold out others; give more"
         )
-    scaling, key = settings.learn(chosen(rows, kept)), jax.random.key(settings.seed)
+    scaling, key = settings.learn(rows, kept), jax.random.key(settings.seed)
     runs = _runs(settings, scaling, rows, targets, [held], [key])
     ((fitted, record),) = _fit(settings.method, runs, observe)
     way, seen = "split", held

@@ -158,15 +158,16 @@ def split_labels(
 
 
 def written(value: Any) -> str | None:
-    """A label as a text: "1" for 1, 1.0 and "1", "true" for True; None if empty."""
+    """A label as a text: "1" for 1, 1.0 and "1", "true" for True, "true" and "yes";
+    None if empty."""
     if value is None or type(value).__name__ == "NAType":
         return None
     if isinstance(value, (bool, np.bool_)):
         return str(value).lower()
     if isinstance(value, str):
         value = value.strip()
-        if value.lower() in ("true", "false"):
-            return value.lower()
+        if value.lower() in frames.WORDS:  # what files hold as one is one here
+            return "true" if frames.WORDS[value.lower()] else "false"
         try:
             number = float(value) if "_" not in value else math.nan
         except ValueError:
@@ -177,6 +178,8 @@ def written(value: Any) -> str | None:
     if isinstance(value, numbers.Real):
         if math.isnan(value):
             return None
+        if math.isinf(value):
+            return repr(float(value))
         return str(int(value)) if value == int(value) else repr(float(value))
     return str(value)
 

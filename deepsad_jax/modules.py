@@ -93,6 +93,18 @@ def _takes_train(function) -> bool:
     return any(p.name == "train" for p in parameters)
 
 
+def _check_names(module: nn.Module) -> None:
+    """Raises ValueError for a mode of training under another name, which nobody would
+    set: dropout and batch norm would stay as for evaluation."""
+    names = {*inspect.signature(type(module).__call__).parameters}
+    others = names & {"training", "is_training", "deterministic", "use_running_average"}
+    if others and "train" not in names:
+        raise ValueError(
+            f"{type(module).__name__} is called with {min(others)}; a network is "
+            "called as (x, train) or (x), and train is True in training"
+        )
+
+
 def _own_key(key: jax.Array) -> jax.Array:
     if parallel.shares() == 1:
         return key
@@ -288,6 +300,7 @@ def network(thing: Any, name: str = "encoder") -> Network:
     )
     if isinstance(thing, nn.Module):
         _takes_train(type(thing).__call__)
+        _check_names(thing)
         found = Network(thing)
     elif is_nnx or (callable(thing) and _makes_nnx(thing)):
         # An instance as it is now, whatever becomes of it.

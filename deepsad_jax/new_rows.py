@@ -24,6 +24,7 @@ from deepsad_jax.data import delimited, folders, frames, parquet
 # Rows that are scored at once: as many as `model.score` takes.
 _BLOCK = 2**16
 _CELLS = 2**19  # that are read at once
+_NONE = "has none of the columns of the training; its first line must be their names"
 _ADDED = calibrated.Judgement._fields
 
 
@@ -165,6 +166,8 @@ class _Table(Source):
         self._left_out = [name for name in names if name in not_needed]
         if self._scaling:
             self._left_out = [n for n in names if n not in self._scaling.names]
+            if self._left_out == [*names]:
+                raise ValueError(f"{self.where} {_NONE}")
         else:
             console.say(
                 "warning: the model knows no names of columns, which are taken in "

@@ -20,11 +20,13 @@ _DATE = re.compile(
     r"(\d{4}[-/.]\d{1,2}[-/.]\d{1,2}|\d{1,2}[-/.]\d{1,2}[-/.]\d{4})([T ].*)?$"
     r"|\d{1,2}:\d{2}(:\d{2}(\.\d+)?)?( ?[AaPp][Mm])?$"
 )
+# What nobody has named: pandas' index in a CSV or Parquet file.
+_UNNAMED = re.compile(r"(Unnamed: .*|__index_level_\d+__)?")
 _MOST_LEVELS = 4096  # the most frequent texts that are told apart
 
 
 def learn(
-    X: Any, *, scaling: str = "minmax", max_levels: int = 16
+    X: Any, *, scaling: str = "minmax", max_levels: int = 16, among: Any = None
 ) -> preprocessing.Preprocessing:
     """The preprocessing that suits some training rows.
 
@@ -36,6 +38,8 @@ def learn(
             which far values tell less.
         max_levels: up to so many different texts have a feature each; of more, their
             frequency is the feature.
+        among: all rows of the table, of which X are some: whether texts are all yes or
+            no, and whether a column without a name numbers the rows, is seen by them.
 
     Raises:
         ValueError: if X is none of these, or no column of it carries anything.
@@ -57,9 +61,10 @@ def learn(
     frame = frames.read(X)
     if frame.n_rows < 2:
         raise ValueError(f"X has {frame.n_rows} rows; it must have at least 2")
+    everything = frame if among is None else frames.read(among)
     found, seen = [], {}
     for name, values in frame.columns.items():
-        column = _column(name, values, scaling, max_levels)
+        column = _column(name, values, everything.columns[name], scaling, max_levels)
         if not isinstance(column, fields.Dropped):
             content = column.kind, (column.encode(values) + 0.0).tobytes()
             first = seen.setdefault((*content, getattr(column, "levels", ())), name)
@@ -92,23 +97,30 @@ def describe(scaling: preprocessing.Preprocessing) -> list[str]:
     return said
 
 
-def _column(name, values, scaling, max_levels) -> fields.Column:
+def _column(name, values, among, scaling, max_levels) -> fields.Column:
     kind = frames.kind_of(values)
     missing = frames.is_missing(values)
     has_missing = bool(missing.any())
     if kind == frames.MISSING:
         return fields.Dropped(name, reason="has no values")
     if kind == frames.NUMBER:
+        if _UNNAMED.fullmatch(name) and _are_numbers_of_rows(among):
+            return fields.Dropped(name, reason="has no name and counts the rows")
         return _numeric(name, values, missing, scaling)
     if kind == frames.TEXT:
-        known = frames.words(values[~missing])
-        if np.isnan(known).any():
+        if np.isnan(frames.words(among[~frames.is_missing(among)])).any():
             return _categorical(name, values[~missing], has_missing, max_levels)
         kind, values = frames.BOOLEAN, frames.words(values)
     known = values[~missing].astype(np.float64)
     if known.min() == known.max() and not has_missing:
         return fields.Dropped(name, reason="has one value only")
     return fields.Boolean(name, has_missing, float(known.mean() >= 0.5))
+
+
+def _are_numbers_of_rows(values) -> bool:
+    """Whether they are whole, and no two are equal; some rows may be left out."""
+    is_whole = np.isfinite(values).all() and (values == np.floor(values)).all()
+    return bool(is_whole) and len(np.unique(values)) == len(values)
 
 
 def _numeric(name, values, missing, scaling) -> fields.Column:
@@ -123,9 +135,6 @@ def _numeric(name, values, missing, scaling) -> fields.Column:
     if values[~missing].min() == values[~missing].max() and not missing.any():
         return fields.Dropped(name, reason="has one value only")
     _check_range(name, values, low, high)
-    is_unnamed = not name or name.startswith("Unnamed: ")
-    if is_unnamed and (np.diff(np.sort(known)) == 1).all():
-        return fields.Dropped(name, reason="has no name and counts the rows")
     lower, fill, upper = np.quantile(known, (0.05, 0.5, 0.95)).tolist()
     span = (high - low) or 1.0
     ranges = {

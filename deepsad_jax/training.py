@@ -121,14 +121,7 @@ class Optimizer(values.ByContent):
         options = dict(self.options)
         if self.takes_steps:
             options["steps"] = steps
-        made = self.function(**options)
-        _require(
-            "the optimizer",
-            made,
-            isinstance(made, optax.GradientTransformation),
-            "an optax.GradientTransformation",
-        )
-        return made
+        return self.function(**options)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,9 +150,9 @@ class Stage:
             "optimizer",
             self.optimizer,
             isinstance(self.optimizer, optax.GradientTransformation)
-            or callable(self.optimizer),
-            "an optax.GradientTransformation, or a function of the steps in an epoch "
-            "that makes one",
+            or (callable(self.optimizer) and not checks.takes_rate(self.optimizer)),
+            "an optax.GradientTransformation, such as optax.adam(1e-3), or a function "
+            "of the steps in an epoch that makes one",
         )
         _require(
             "epochs", epochs, is_count(epochs), f">= 0, an integer up to {_MOST_EPOCHS}"
@@ -196,8 +189,14 @@ class Stage:
 
     def optimizer_for(self, steps: Any) -> optax.GradientTransformation:
         """The optimizer of an epoch of so many steps."""
-        is_made = isinstance(self.optimizer, optax.GradientTransformation)
-        return self.optimizer if is_made else self.optimizer(steps)
+        if isinstance(made := self.optimizer, optax.GradientTransformation):
+            return made
+        made = made(steps)
+        is_one = isinstance(made, optax.GradientTransformation)
+        _require(
+            "what optimizer makes", made, is_one, "an optax.GradientTransformation"
+        )
+        return made
 
 
 PRETRAIN = Stage(Adam(weight_decay=0.5e-3))

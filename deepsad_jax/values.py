@@ -10,8 +10,10 @@ import dataclasses
 import functools
 import hashlib
 import importlib
+import inspect
 import math
 import sys
+import types
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -26,7 +28,8 @@ def key(value: Any, where: str = "the value") -> Any:
     """Something hashable that is equal for equal values, and for these alone.
 
     Types count: 4, 4.0 and True are three values. Functions, and objects that say
-    nothing of their content, are equal to themselves alone.
+    nothing of their content, are equal to themselves alone, and only as long as the
+    numbers and texts that they read from outside, or hold, are the same.
 
     Raises:
         ValueError: for what has neither content nor identity; it is named.
@@ -55,6 +58,9 @@ def key(value: Any, where: str = "the value") -> Any:
             (n, key(v, f"{type(value).__name__}.{n}")) for n, v in fields(value).items()
         )
         return type(value), tuple(items)
+    if isinstance(value, types.FunctionType):
+        seen = inspect.getclosurevars(value)
+        return "function", value, _plain({**seen.globals, **seen.nonlocals})
     try:
         hash(value)
     except TypeError:
@@ -62,7 +68,17 @@ def key(value: Any, where: str = "the value") -> Any:
             f"{where} is a {type(value).__name__}, which cannot be compared by its "
             "content; use numbers, texts, tuples, functions or frozen dataclasses"
         ) from None
-    return type(value), value
+    return type(value), value, _plain(getattr(value, "__dict__", {}))
+
+
+def _plain(names: Mapping[str, Any]) -> Any:
+    """What a function or an object of one's own reads that may be another next time."""
+    kinds = (bool, int, float, complex, str, np.generic)
+    return tuple(
+        (name, type(value), value)
+        for name, value in sorted(names.items())
+        if isinstance(value, kinds)
+    )
 
 
 def _digest(leaf: jax.Array) -> tuple[Any, ...]:

@@ -320,7 +320,7 @@ def _with_base(made: build.Experiment, bases: dict[str, Job]) -> build.Experimen
     starts = config.hybrid or config.method in ("deep_sad", "deep_svdd")
     if base is None or not starts or config.load_model or not base.is_finished:
         return made
-    if not config.pretrain.enabled:
-        return made
+    if not config.pretrain.enabled or getattr(made.options, "members", 1) != 1:
+        return made  # members have autoencoders of their own
     initial = model.load(base.folder / "model")
     return made._replace(options=dataclasses.replace(made.options, initial=initial))

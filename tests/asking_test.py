@@ -9,7 +9,14 @@ import pandas as pd
 import pytest
 
 import deepsad_jax as sad
-from deepsad_jax import asking, attributions, calibrated, explanations, new_rows
+from deepsad_jax import (
+    asking,
+    attributions,
+    calibrated,
+    continuing,
+    explanations,
+    new_rows,
+)
 from deepsad_jax.report import sheet
 from tests.cli_test import deepsad  # noqa: F401 (a fixture)
 from tests.pages_test import HOSTILE, QUOTED, visit  # noqa: F401
@@ -194,6 +201,14 @@ def test_going_on_with_the_same_rows_keeps_the_same_held_out(home, pump, deepsad
     assert "300: 93 known normal, 8 known anomalies, 199 unlabeled" in output
     expected = set(made.examples.held.tolist()) - {int(marks[row])}
     assert set(calibrated.load(model).examples.held.tolist()) == expected
+
+
+def test_some_rows_that_were_held_out_do_not_make_a_file_the_same():
+    prints, held = np.array([5, 7, 5, 9, 5, 8]), np.array([5, 7, 5])
+    assert continuing._same(prints, held).tolist() == [0, 1, 2]  # each as often
+    assert continuing._same(prints[:2], held) is None
+    assert continuing._same(prints, np.array([5, 6])) is None
+    assert continuing._same(prints, held[:0]) is None
 
 
 @pytest.mark.parametrize(

@@ -330,6 +330,7 @@ def test_unknown_texts_and_gaps_are_counted_over_all_pieces(
         ),
         (lambda t: t.assign(x2=1e30), "column 'x2'"),
         (lambda t: t.assign(score=1), "has a column 'score' already"),
+        (lambda t: t.T.reset_index(drop=True).T, "has none of the columns of the"),
     ],
 )
 def test_new_rows_that_do_not_fit_are_refused(home, deepsad, tmp_path, change, message):

@@ -257,3 +257,10 @@ def test_the_estimator_has_a_committee_and_the_paper_is_one_option_away():
     assert estimators.DeepSVDD().members == 1
     assert deep_sad.DeepSAD().companions == () and deep_sad.DeepSAD().members == 1
     assert {*companions.FITS} == {*ALL}
+
+
+def test_several_networks_want_all_examples_at_once():
+    batches = [(np.zeros((8, 3), np.float32), np.zeros(8))]
+    method = deep_sad.DeepSAD(members=2, train=training.Stage(epochs=1))
+    with pytest.raises(ValueError, match="^members is 2; several networks are put on"):
+        method.fit(jax.random.key(0), batches)

@@ -471,3 +471,39 @@ def test_raw_rows_are_scaled_by_the_model(blobs):
         sklearn.metrics.roc_auc_score(labels, sad.score(scaled, x_test)),
         atol=0.02,
     )
+
+
+WEIGHT = 1.0
+
+
+def _weighted(embeddings, semi_targets, center):
+    return WEIGHT * losses.deep_sad_loss(embeddings, semi_targets, center)
+
+
+class _Weight:
+    weight = 1.0
+
+    def __call__(self, *arguments):
+        return self.weight * losses.deep_sad_loss(*arguments)
+
+
+def test_what_a_loss_or_an_optimizer_reads_from_outside_counts(monkeypatch):
+    rng, held, rate = np.random.default_rng(0), _Weight(), 1e-3
+    data = training.training_set(rng.random((64, 4), np.float32), np.zeros(64))
+
+    def history(loss=None, optimizer=None):
+        stage = training.Stage(optimizer or training.Adam(1e-3), 1, 32)
+        made = deep_sad.DeepSAD(
+            encoder=networks.MLPEncoder((8,), 3), train=stage, loss=loss or "deep_sad"
+        )
+        fitted, record = made.fit(jax.random.key(0), data)
+        return record.history["train"]["loss"][0], sad.score(fitted, data.x)
+
+    optimizer = lambda steps: optax.adam(rate)  # noqa: E731
+    first = [history(_weighted), history(held), history(None, optimizer)]
+    monkeypatch.setitem(globals(), "WEIGHT", 10.0)
+    held.weight, rate = 10.0, 1e-1
+    then = [history(_weighted), history(held), history(None, optimizer)]
+    for i in range(2):
+        np.testing.assert_allclose(then[i][0], 10 * first[i][0], rtol=1e-2)
+    assert np.abs(then[2][1] / first[2][1] - 1).max() > 0.1

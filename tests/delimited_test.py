@@ -104,6 +104,12 @@ def test_wide_integers_keep_all_digits():
     frame = delimited.read(_file(text))
     assert frame["a"].tolist() == [2**62 + 1, 2**53 + 1]
     assert frame["b"].dtype == np.float64
+    frame = delimited.read(
+        _file("a,b,c\n1e15,1,1\n2e17,inf,123456789012345678901234\n")
+    )
+    np.testing.assert_array_equal(frame["a"], [1e15, 2e17])
+    np.testing.assert_array_equal(frame["b"], [1, np.inf])
+    np.testing.assert_array_equal(frame["c"], [1, 123456789012345678901234.0])
 
 
 def test_numbers_and_gaps_are_those_of_pandas(tmp_path):

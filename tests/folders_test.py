@@ -53,9 +53,11 @@ def test_images_of_any_mode_become_bytes(tmp_path):
     wide = tmp_path / "wide"
     _save(wide / "c.png", GREY.astype(np.uint16) * 257)
     PIL.Image.fromarray(GREY > 99).save(wide / "d.png")
+    _save(wide / "e.png", np.full((8, 6), 200, np.uint16))  # dark, of its 65,535
     x, *_ = folders.read(wide)
     np.testing.assert_array_equal(x[0, ..., 0], GREY)
     np.testing.assert_array_equal(x[1, ..., 0], 255 * (GREY > 99))
+    assert not x[2].any()
 
 
 def test_images_get_one_size(tmp_path):

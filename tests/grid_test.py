@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from configs import breast_cancer, default, digits
-from experiments import grid, run, sweep, workdir
+from experiments import build, grid, run, sweep, workdir
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -111,6 +111,13 @@ def test_an_autoencoder_is_trained_once_for_all_that_start_from_it(tmp_path):
         run.run(single, str(alone))
         a, b = (np.load(path / "scores.npz")["score"] for path in (folder, alone))
         np.testing.assert_array_equal(a, b)
+
+
+def test_members_have_autoencoders_of_their_own():
+    config = breast_cancer.get_config()
+    config.members = 2
+    made, job = build.experiment(config), types.SimpleNamespace(is_finished=True)
+    assert grid._with_base(made, {grid._base_key(config): job}) is made
 
 
 def test_families_are_what_shares_data_and_options():

@@ -47,6 +47,7 @@ def test_other_labels_are_refused(values, message):
         (np.array([1, 0, 1]), {"anomaly": 1}, [-1, 0, -1]),
         ([True, False], {"anomaly": True, "normal": False}, [-1, 1]),
         ([3, None, np.nan, "x"], {"normal": (3, "x")}, [1, 0, 0, 1]),
+        ([0.5, np.inf, 1.0], {"anomaly": 1, "normal": np.inf}, [0, 1, -1]),
     ],
 )
 def test_labels_of_any_kind_are_turned_into_ours(values, chosen, expected):
@@ -73,6 +74,9 @@ def test_choices_that_make_no_sense_are_refused(chosen, message):
         ([1.0, np.nan, 0.0], {"normal": "0", "anomaly": ["1"]}, [-1, 0, 1], {}),
         ([2.5, 3.0], {"normal": (), "anomaly": (3, "2.50")}, [-1, -1], {}),
         ([True, None], {"normal": (), "anomaly": "TRUE"}, [-1, 0], {}),
+        # Files hold a column of yes and no as one of booleans, or as texts.
+        ([True, False], {"normal": "no", "anomaly": "Yes"}, [-1, 1], {}),
+        (["yes", "NO", ""], {"normal": "false", "anomaly": "yes"}, [-1, 1, 0], {}),
     ],
 )
 def test_labels_are_taken_from_a_column(values, chosen, expected, others):

@@ -13,6 +13,7 @@ from flax import nnx
 
 import deepsad_jax as sad
 from deepsad_jax import modules, networks, objectives, training
+from deepsad_jax.detectors import deep_sad
 
 KEY = jax.random.key(0)
 X = np.random.default_rng(0).normal(size=(64, 6)).astype(np.float32)
@@ -435,3 +436,28 @@ def test_own_encoders_serve_other_methods():
     data = training.training_set(X, TARGETS)
     model, _ = supervised.fit(KEY, data)
     assert np.isfinite(sad.score(model, X)).all()
+
+
+@pytest.mark.parametrize("name", ["deterministic", "training"])
+def test_the_mode_of_training_has_one_name(name):
+    class Named(nn.Module):
+        def __call__(self, x):
+            return x
+
+    exec(f"def call(self, x, {name}=False): return x", names := {})
+    Named.__call__ = names["call"]
+    with pytest.raises(ValueError, match=f"Named is called with {name}; a network is"):
+        modules.network(Named())
+
+
+def test_a_state_that_grows_is_refused_before_training():
+    class Sowing(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            self.sow("norms", "l2", (x**2).sum())
+            return nn.Dense(3, use_bias=False)(x)
+
+    data = training.training_set(np.random.default_rng(0).random((40, 4)), np.zeros(40))
+    method = deep_sad.DeepSAD(encoder=Sowing(), train=training.Stage(batch_size=16))
+    with pytest.raises(ValueError, match="the shapes of its collection 'norms'"):
+        method.fit(jax.random.key(0), data)

@@ -1,6 +1,7 @@
 """What is learned of a table, and models of every method that take tables."""
 
 import copy
+import io
 
 import jax
 import numpy as np
@@ -9,8 +10,8 @@ import polars as pl
 import pytest
 
 import deepsad_jax as sad
-from deepsad_jax import fields, methods, preprocessing, tables, training
-from deepsad_jax.data import delimited, frames
+from deepsad_jax import estimators, fields, methods, preprocessing, tables, training
+from deepsad_jax.data import delimited, frames, parquet
 from deepsad_jax.detectors import METHODS, hybrid
 
 RNG = np.random.default_rng(0)
@@ -89,6 +90,31 @@ def test_a_row_number_without_a_name_is_no_feature(tmp_path):
             c.name: c.reason for c in learned.columns if isinstance(c, fields.Dropped)
         }
         assert reasons["Unnamed: 0"] == "has no name and counts the rows"
+
+
+def test_kinds_of_columns_are_those_of_all_rows(tmp_path):
+    rng = np.random.default_rng(0)
+    table = pd.DataFrame(
+        {"a": rng.normal(size=200), "c": np.resize(["yes", "no"], 200)}
+    )
+    table.loc[100, "c"] = "unknown"
+    table[table["a"] > -1].to_parquet(tmp_path / "t.parquet")  # with its index
+    for index, read in (
+        ("Unnamed: 0", delimited.read(io.StringIO(table.to_csv()))),
+        ("__index_level_0__", parquet.read(str(tmp_path / "t.parquet"))),
+    ):
+        assert index in read.names
+        some = np.delete(np.arange(read.n_rows), read["c"] == "unknown")[1::3]
+        learned = tables.learn(read.rows(some), among=read)
+        features = learned.feature_names
+        assert features[0] == "a" and not any(index in name for name in features)
+        kinds = {column.name: type(column) for column in learned.columns}
+        assert kinds["c"] is fields.Categorical
+        assert "counts the rows" in " ".join(tables.describe(learned))
+        detector = estimators.KernelDensity(bandwidth=0.3, selection="none")
+        for seed in range(4):
+            learned = detector.set_params(random_state=seed).fit(read)
+            assert learned.calibrated_.model.preprocessing.feature_names[0] == "a"
 
 
 def test_a_file_and_its_table_are_learned_alike(tmp_path):

@@ -206,7 +206,7 @@ def test_stages_are_values():
     optimizer = optax.adam(1e-3)
     assert training.Stage(optimizer) == training.Stage(optimizer)
     assert training.Stage(optimizer).optimizer_for(7) is optimizer
-    assert training.Stage(lambda steps: steps).optimizer_for(7) == 7
+    assert training.Stage(lambda steps: optimizer).optimizer_for(7) is optimizer
 
 
 X = np.random.default_rng(0).random((5, 3)).astype(np.float32)
@@ -276,3 +276,10 @@ def test_padding_adds_entries_that_do_not_count():
     np.testing.assert_array_equal(padded.indices, [4, 2, 0, 0, 0])
     np.testing.assert_array_equal(padded.semi_targets, [0, 1, -1, 0, 0])
     assert padded.size == 3 and padded.x is data.x
+
+
+def test_what_makes_an_optimizer_makes_one():
+    with pytest.raises(ValueError, match="^optimizer is <function adam .* such as"):
+        training.Stage(optax.adam)
+    with pytest.raises(ValueError, match="what optimizer makes is 0.1; it must be"):
+        training.Stage(lambda steps: 0.1).optimizer_for(3)

@@ -1,6 +1,7 @@
 """Cells of text files: what columns of them hold, and their values."""
 
 import collections
+import contextlib
 import dataclasses
 import re
 import warnings
@@ -72,7 +73,11 @@ class Notation:
             CellError: for the first cell that is of another kind.
         """
         if kind == INTEGERS:
-            return np.array([int(cell) for cell in cells])
+            with contextlib.suppress(ValueError):  # 1e20, inf
+                found = np.array([int(cell) for cell in cells])
+                if found.dtype.kind in "iu":
+                    return found
+            kind = frames.NUMBER
         if kind == frames.NUMBER:
             if (found := self.numbers(cells)) is not None:
                 return found

@@ -140,12 +140,16 @@ def _image(path, shape) -> np.ndarray:
 
 
 def _of_bytes(image):
-    """An image of 16 bits as one of 8; others as they are, on black where clear."""
+    """An image of 16 bits as one of 8; others as they are, on black where clear.
+
+    One of 32 bits is taken for one of 8 if no pixel is above 255, else for one of 16.
+    """
     import PIL.Image
 
     if image.mode in ("I", "I;16", "I;16B"):
         values = np.asarray(image).astype(np.int64)
-        values = values if values.max() < 256 else values // 257
+        if image.mode != "I" or values.max() > 255:
+            values = values // 257
         return PIL.Image.fromarray(np.clip(values, 0, 255).astype(np.uint8))
     if image.mode == "F":
         raise ValueError("its pixels are floating; save it with 8 or 16 bits")

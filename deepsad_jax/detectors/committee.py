@@ -108,6 +108,11 @@ def check(method: Any, run: methods.Run) -> None:
         raise ValueError(
             f"members is {method.members!r}; it must be an integer from 1 to 1000"
         )
+    if method.members > 1 and not isinstance(run.data, training.TrainingSet):
+        raise ValueError(
+            f"members is {method.members}; several networks are put on one scale by "
+            "all examples, as of training.training_set: have one for batches"
+        )
     names = method.companions
     if not isinstance(names, tuple) or len({*names}) < len(names):
         raise ValueError(f"companions is {names!r}; it must be a tuple, each once")

@@ -112,7 +112,7 @@ class Deep(methods.Method):
         targets = np.asarray(data.semi_targets)[: int(data.size)]
         self._check_anomalies(np.any(targets == -1))
         for objective in self.objectives(shape):
-            forward.is_convolutional(objective, shape)  # traces its loss
+            forward.check_state(objective, shape)
 
     def _check_start(self, pair):
         if self.initial is None:
