@@ -54,6 +54,12 @@ def _require(name, value, valid, allowed):
         raise ValueError(f"{name} is {value!r}; it must be {allowed}")
 
 
+def _transformation(made):
+    is_one = isinstance(made, optax.GradientTransformation)
+    _require("what optimizer makes", made, is_one, "an optax.GradientTransformation")
+    return made
+
+
 @dataclasses.dataclass(frozen=True)
 class Adam:
     """The paper's optimizer: Adam with coupled L2 and a step-wise learning rate.
@@ -121,7 +127,7 @@ class Optimizer(values.ByContent):
         options = dict(self.options)
         if self.takes_steps:
             options["steps"] = steps
-        return self.function(**options)
+        return _transformation(self.function(**options))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -189,14 +195,8 @@ class Stage:
 
     def optimizer_for(self, steps: Any) -> optax.GradientTransformation:
         """The optimizer of an epoch of so many steps."""
-        if isinstance(made := self.optimizer, optax.GradientTransformation):
-            return made
-        made = made(steps)
-        is_one = isinstance(made, optax.GradientTransformation)
-        _require(
-            "what optimizer makes", made, is_one, "an optax.GradientTransformation"
-        )
-        return made
+        is_made = isinstance(self.optimizer, optax.GradientTransformation)
+        return self.optimizer if is_made else _transformation(self.optimizer(steps))
 
 
 PRETRAIN = Stage(Adam(weight_decay=0.5e-3))
