@@ -155,11 +155,15 @@ class NNXNetwork(Network):
             for _, part in nnx.iter_graph(module):
                 if isinstance(part, nnx.BatchNorm) and part.axis_name is None:
                     part.axis_name = parallel.AXIS
+                if isinstance(part, nnx.RngKey):  # draws of its own for each device
+                    part.value = _own_key(part.value)
         output = module(x, **self._arguments(True))
         _, *states = nnx.split(module, *self._kinds)
         for state, name in zip(states[1:], self._names[1:], strict=True):
-            new = _flat(nnx.to_pure_dict(state))  # and what was sown, which is dropped
-            variables = {**variables, name: {n: new[n] for n in variables[name]}}
+            pure, old = nnx.to_pure_dict(state), variables[name]
+            new = _flat(pure)  # and what was sown, which is dropped
+            new |= {n: old[n] for n in _keys(pure)}  # those of this device
+            variables = {**variables, name: {n: new[n] for n in old}}
         return output, variables
 
     _names = ("params", "batch_stats", "rest")
@@ -223,6 +227,12 @@ def _flat(tree) -> dict[str, jax.Array]:
         "/".join(map(str, path)): jax.random.key_data(leaf) if _is_key(leaf) else leaf
         for path, leaf in flat.items()
     }
+
+
+def _keys(tree) -> list[str]:
+    """Paths of the random keys."""
+    flat = flax.traverse_util.flatten_dict(tree)
+    return ["/".join(map(str, path)) for path, leaf in flat.items() if _is_key(leaf)]
 
 
 def _nested(flat, like):

@@ -24,6 +24,7 @@ from deepsad_jax import (
     losses,
     methods,
     model,
+    modules,
     networks,
     parallel,
     preprocessing,
@@ -184,6 +185,34 @@ def check_nnx_modules_and_streams_that_share_batches():
     assert_close(arrays_of(four), arrays_of(one), rtol=1e-4, atol=1e-5)
 
 
+def check_nnx_modules_draw_for_each_device():
+    from flax import nnx
+
+    class Dropping(nnx.Module):
+        def __init__(self, *, rngs):
+            self.drop = nnx.Dropout(0.5, rngs=rngs)
+
+        def __call__(self, x):
+            return self.drop(x)
+
+    network, plan = modules.network(Dropping), parallel.split_batch(2)
+    variables = network.init(jax.random.key(0), np.ones((1, 40)))
+
+    def run(variables, rows):
+        found, after = network.apply_train(variables, rows, jax.random.key(1))
+        return parallel.gather(found), after
+
+    found, after = plan.compile(run, split=1)(
+        variables, plan.by_device(np.ones((2, 40), np.float32))
+    )
+    assert (found[0] != found[1]).any()
+    rest, before = after["rest"], variables["rest"]
+    assert {n: (rest[n] != before[n]).any() for n in rest} == {
+        "drop/rngs/key": False,
+        "drop/rngs/count": True,
+    }
+
+
 def runs_of_unlike_size(count):
     return [
         methods.Run(jax.random.key(seed), problem((6,), seed, size=60 + 3 * seed))
@@ -318,6 +347,7 @@ def test_devices_agree():
             "check_many_runs",
             "check_many_runs_of_the_same_rows",
             "check_nnx_modules_and_streams_that_share_batches",
+            "check_nnx_modules_draw_for_each_device",
             "check_images_that_share_batches",
             "check_stock_modules_that_share_batches",
             "check_other_methods",
