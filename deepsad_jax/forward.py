@@ -33,9 +33,8 @@ def is_convolutional(objective: Any, shape: tuple[int, ...]) -> bool:
         objective = getattr(objective, inner, objective)
     if not hasattr(objective, "init"):
         return False
-    x = jax.ShapeDtypeStruct((2, *shape), jnp.float32)
-    batch = Batch(x, jax.ShapeDtypeStruct((2,), jnp.float32))
-    key, variables = jax.random.key(0), initial(objective, shape)
+    batch, key = _batch(shape), jax.random.key(0)
+    variables = initial(objective, shape)
     return parallel.has_convolution(
         lambda variables, batch: objective.loss(variables, batch, key)[0],
         variables,
@@ -46,9 +45,8 @@ def is_convolutional(objective: Any, shape: tuple[int, ...]) -> bool:
 @functools.lru_cache(maxsize=64)
 def check_state(objective: Any, shape: tuple[int, ...]) -> None:
     """Raises ValueError if a step changes the form of the variables."""
-    x = jax.ShapeDtypeStruct((2, *shape), jnp.float32)
-    batch = Batch(x, jax.ShapeDtypeStruct((2,), jnp.float32))
-    key, before = jax.random.key(0), initial(objective, shape)
+    batch, key = _batch(shape), jax.random.key(0)
+    before = initial(objective, shape)
     after = jax.eval_shape(lambda v, b: objective.loss(v, b, key)[1][0], before, batch)
     for name, content in after.items():
         if _form(content) != _form(before.get(name)):
@@ -57,6 +55,11 @@ def check_state(objective: Any, shape: tuple[int, ...]) -> None:
                 "or what is in it; training needs a state of one form, so do not sow "
                 "there"
             )
+
+
+def _batch(shape):
+    x = jax.ShapeDtypeStruct((2, *shape), jnp.float32)
+    return Batch(x, jax.ShapeDtypeStruct((2,), jnp.float32))
 
 
 def _form(tree):
