@@ -155,15 +155,16 @@ class Keeper:
         self.is_training = False
 
     def restore(
-        self, stage: str, like: Any, key: jax.Array, epochs: int
+        self, stage: str, like: Any, key: jax.Array, epochs: int, fit: str = ""
     ) -> tuple[int, float, Any, dict[str, np.ndarray]] | None:
-        """The newest whole checkpoint of a stage; damaged ones are put aside.
+        """The newest whole checkpoint of a stage; others are put aside.
 
         Args:
             stage: name of the stage.
             like: a state of the shapes that are expected.
             key: random key of the stage.
             epochs: how many the stage has.
+            fit: a text that is another one for other data and settings.
 
         Returns:
             Epochs done, seconds they took, the state and the history; None if there is
@@ -177,6 +178,8 @@ class Keeper:
                 leaves, meta = _read(folder)
                 if meta.get("key") != _numbers(key):
                     raise ValueError("it belongs to another random key")
+                if meta.get("fit", fit) != fit:  # those of before have none
+                    raise ValueError("it belongs to other data or settings")
                 state, history = _state_of(leaves, meta, like, epochs)
                 found = epoch, float(meta["seconds"]), state, history
             except Exception as error:  # Orbax raises many kinds for damaged files
@@ -202,13 +205,14 @@ class Keeper:
         state: Any,
         history: dict[str, np.ndarray],
         key: jax.Array,
+        fit: str = "",
         *,
         last: bool,
     ) -> None:
         """Saves a state if its time has come.
 
         Args:
-            stage, key: as for `restore`.
+            stage, key, fit: as for `restore`.
             epoch: epochs done.
             seconds: time they took.
             state: any pytree of arrays.
@@ -228,7 +232,7 @@ class Keeper:
             return
         names = sorted(history)
         leaves = [*jax.tree.leaves(state), *(history[name] for name in names)]
-        meta = {"key": _numbers(key), "seconds": seconds, "history": names}
+        meta = {"key": _numbers(key), "seconds": seconds, "history": names, "fit": fit}
         try:
             self._open(stage).save(epoch, args=_content(leaves, meta))
         except Exception as error:  # of this one, or of one before in the background
@@ -312,12 +316,12 @@ class Shared:
         self._keeper = keeper
 
     def restore(
-        self, stage: str, like: Any, key: jax.Array, epochs: int
+        self, stage: str, like: Any, key: jax.Array, epochs: int, fit: str = ""
     ) -> tuple[int, float, Any, dict[str, np.ndarray]] | None:
         """As of `Keeper`, for all of them; all must call it."""
         found, leaves, tree = None, *jax.tree.flatten(like)
         if self._keeper is not None:
-            found = self._keeper.restore(stage, like, key, epochs)
+            found = self._keeper.restore(stage, like, key, epochs, fit)
         file = io.BytesIO()
         if found is not None:
             epoch, seconds, state, history = found

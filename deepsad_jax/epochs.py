@@ -5,9 +5,11 @@ Programs are compiled once for equal values; see `loops` for what they are.
 
 import concurrent.futures
 import functools
+import json
 import logging
 import math
 import time
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -229,7 +231,9 @@ class Trainer:
         key, data = self.keys[name], self.data
         start, advance = self._ready(name, objective, stage)
         state = start(variables)
-        first, seconds, state, history = self._begun(name, state, key, stage.epochs)
+        fit = "" if self._keeper is None else _fingerprint(objective, stage, self.sets)
+        begun = self._begun(name, state, key, stage.epochs, fit)
+        first, seconds, state, history = begun
         began, done, piece = began - seconds, first, 1
         while done < stage.epochs:
             last = min(done + piece, stage.epochs)
@@ -259,7 +263,7 @@ class Trainer:
             self._report(name, done, history)
             if self._keeper is not None:
                 seconds = time.perf_counter() - began
-                saved = (name, done, seconds, state, history, key)
+                saved = (name, done, seconds, state, history, key, fit)
                 self._keeper.offer(*saved, last=done == stage.epochs)
         self.history[name] = history
         self.seconds[name] = (time.perf_counter() - began) / self._count
@@ -275,10 +279,10 @@ class Trainer:
         is_stream = isinstance(self.data, streams.Stream)
         return made.start, made.advance_stream if is_stream else made.advance
 
-    def _begun(self, name, state, key, epochs):
+    def _begun(self, name, state, key, epochs, fit):
         """Epochs done, seconds, state and history: at the start, or as saved."""
         if self._keeper is not None:
-            found = self._keeper.restore(name, state, key, epochs)
+            found = self._keeper.restore(name, state, key, epochs, fit)
             if found is not None:
                 first, _, _, history = found
                 self._report(name, first, history)
@@ -316,6 +320,25 @@ class Trainer:
             methods.Record(history, dict(self.seconds), tuple(own), details)
             for history, own in zip(self.take(self.history), notes, strict=True)
         ]
+
+
+def _fingerprint(objective, stage, sets) -> str:
+    """A text that is another one for other data, and for other settings as far as they
+    can be written; the length of a stage, and what it does when it diverges, is free.
+    """
+    checksum = 0
+    for thing in (objective, stage.optimizer):
+        try:
+            text = json.dumps(values.to_json(thing, missing=True), sort_keys=True)
+        except ValueError:  # without an import path
+            text = type(thing).__name__
+        checksum = zlib.crc32(text.encode(), checksum)
+    sets = [data for data in sets if not isinstance(data, streams.Stream)]
+    inputs = {id(data.x): data.x for data in sets}  # that runs share
+    rows = [a[: data.size] for data in sets for a in (data.indices, data.semi_targets)]
+    for array in map(np.ascontiguousarray, [*inputs.values(), *rows]):
+        checksum = zlib.crc32(array.view(np.uint8).reshape(-1), checksum)
+    return f"{stage.batch_size}-{checksum:08x}"
 
 
 @functools.cache

@@ -327,6 +327,13 @@ def network(thing: Any, name: str = "encoder") -> Network:
     return found
 
 
+def has_weights(thing: Any) -> bool:
+    """Whether it is an NNX module that is made already, which every fit starts from."""
+    nnx = sys.modules.get("flax.nnx")
+    made = thing.module if isinstance(thing, NNXNetwork) else thing
+    return nnx is not None and isinstance(made, nnx.Module)
+
+
 def _makes_nnx(thing) -> bool:
     try:
         return "rngs" in inspect.signature(thing).parameters

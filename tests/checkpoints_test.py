@@ -360,22 +360,23 @@ def test_a_keeper_finds_the_newest_whole_state(tmp_path, caplog):
 
 
 @pytest.mark.parametrize(
-    "like, key, epochs, reason",
+    "like, key, epochs, fit, reason",
     [
-        (state_of(0), jax.random.key(1), 6, "belongs to another random key"),
-        (state_of(0), KEY, 7, "a stage with another number of epochs"),
-        ({"params": np.zeros(3)}, KEY, 6, "belongs to another fit: its arrays"),
+        (state_of(0), jax.random.key(1), 6, "", "belongs to another random key"),
+        (state_of(0), KEY, 7, "", "a stage with another number of epochs"),
+        ({"params": np.zeros(3)}, KEY, 6, "", "belongs to another fit: its arrays"),
+        (state_of(0), KEY, 6, "other", "belongs to other data or settings"),
     ],
-    ids=["key", "epochs", "shapes"],
+    ids=["key", "epochs", "shapes", "settings"],
 )
 def test_the_state_of_another_fit_is_put_aside(
-    tmp_path, caplog, like, key, epochs, reason
+    tmp_path, caplog, like, key, epochs, fit, reason
 ):
     keeper = checkpoints.Keeper(tmp_path, epochs=1, seconds=0)
     offer(keeper, 2)
     keeper.close()
     keeper = checkpoints.Keeper(tmp_path)
-    assert keeper.restore("train", like, key, epochs) is None
+    assert keeper.restore("train", like, key, epochs, fit) is None
     assert reason in caplog.text and list(tmp_path.glob("unused-train-2-*"))
 
 

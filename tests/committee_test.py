@@ -1,10 +1,12 @@
 """Committees: networks and companions that judge together."""
 
 import dataclasses
+import warnings
 
 import jax
 import numpy as np
 import pytest
+from flax import nnx
 
 import deepsad_jax as sad
 from deepsad_jax import checkpoints, estimators, methods, parallel, training
@@ -264,3 +266,15 @@ def test_several_networks_want_all_examples_at_once():
     method = deep_sad.DeepSAD(members=2, train=training.Stage(epochs=1))
     with pytest.raises(ValueError, match="^members is 2; several networks are put on"):
         method.fit(jax.random.key(0), batches)
+
+
+def test_members_that_begin_alike_are_told_of():
+    rows = training.training_set(np.zeros((8, 4), np.float32))
+    made = nnx.Linear(4, 2, use_bias=False, rngs=nnx.Rngs(0))
+    method = deep_sad.DeepSAD(members=2, pretrain=None, encoder=made)
+    with pytest.warns(UserWarning, match="with which all members begin"):
+        committee.check(method, methods.Run(jax.random.key(0), rows))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        alone = dataclasses.replace(method, members=1)
+        committee.check(alone, methods.Run(jax.random.key(0), rows))

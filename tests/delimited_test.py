@@ -173,8 +173,28 @@ def test_booleans_of_a_known_column_are_checked():
 def test_decimal_commas_are_asked_for():
     with pytest.raises(ValueError, match="column 'a' holds numbers with a decimal com"):
         delimited.read(_file("a;b\n1,5;2\n2;3\n"))
+    with pytest.raises(ValueError, match="'a' holds numbers with a point; where"):
+        delimited.read(_file("a;b\n1.5;2\n2,5;3\n"), decimal=",")
     with pytest.raises(ValueError, match="line 2, column 'a': '1.5' is not a number"):
         list(delimited.chunks(_file("a;b\n1.5;2\n2;3\n"), KINDS, decimal=","))
+
+
+@pytest.mark.parametrize(
+    ("cell", "decimal"),
+    [
+        ("1,234,567", "."),
+        ("-1,234.5", "."),
+        ("1'234", "."),
+        ("1.234,56", ","),
+        ("1.234.567", ","),
+    ],
+)
+def test_marks_of_thousands_are_refused(cell, decimal):
+    with pytest.raises(ValueError, match=f"thousands, such as {cell!r}; write them"):
+        delimited.read(_file(f"a;b\n{cell};x\n5;y\n"), decimal=decimal)
+    # Among texts of other kinds they are texts.
+    frame = delimited.read(_file(f"a;b\n{cell};x\nn5;y\n"), decimal=decimal)
+    assert frame["a"].tolist() == [cell, "n5"]
 
 
 def test_a_few_texts_among_numbers_are_said():

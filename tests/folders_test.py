@@ -60,6 +60,13 @@ def test_images_of_any_mode_become_bytes(tmp_path):
     assert not x[2].any()
 
 
+@pytest.mark.parametrize("kind", [np.int32, np.float32])
+def test_images_of_32_bits_are_refused(tmp_path, kind):
+    _save(tmp_path / "a.tif", GREY.astype(kind))
+    with pytest.raises(ValueError, match="a.tif cannot .*32 bits; save it with 8 or"):
+        folders.read(tmp_path)
+
+
 def test_images_get_one_size(tmp_path):
     for i, size in enumerate([(200, 100), (100, 100), (300, 100)]):
         _save(tmp_path / f"{i}.png", np.full(size, 10 * i, np.uint8))

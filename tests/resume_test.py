@@ -4,6 +4,7 @@ Some checks need a process of their own: two CPU devices, and commands that are 
 by a patch, at a moment that is always the same.
 """
 
+import dataclasses
 import errno
 import importlib
 import itertools
@@ -42,8 +43,8 @@ def _without_pictures(monkeypatch):
     monkeypatch.setattr(pictures, "of_run", lambda *_: {})
 
 
-def fit(method, keeper=None, observe=None, seed=0, devices=1, stage=STAGE):
-    rng = np.random.default_rng(0)
+def fit(method, keeper=None, observe=None, seed=0, devices=1, stage=STAGE, rows=0):
+    rng = np.random.default_rng(rows)
     data = training.training_set(
         rng.random((40, 5), np.float32), rng.integers(-1, 2, 40)
     )
@@ -103,6 +104,18 @@ def stopped(tmp_path_factory):
 def test_a_fit_stopped_after_every_epoch_ends_the_same(method, undisturbed, tmp_path):
     stop_after(tmp_path, method, 2 * EPOCHS)
     assert_same(go_on(tmp_path, method), undisturbed[method])
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{"rows": 1}, {"stage": dataclasses.replace(STAGE, optimizer=training.Adam(1e-2))}],
+    ids=["rows", "settings"],
+)
+def test_other_rows_or_settings_find_nothing_to_go_on_from(other, stopped, tmp_path):
+    shutil.copytree(stopped, tmp_path / "kept")
+    found = go_on(tmp_path / "kept", "deep_sad", **other)
+    assert_same(found, fit("deep_sad", **other))
+    assert len([*(tmp_path / "kept").glob("unused-*")]) == EPOCHS + 2
 
 
 class Late(checkpoints.Keeper):

@@ -19,7 +19,15 @@ MISSING = frozenset(
 INTEGERS = "integers"  # numbers that float64 would round
 _BOOLEANS = {"true": True, "yes": True, "1": True, "false": False, "no": False}
 _BOOLEANS["0"] = False
-_DECIMAL_COMMA = re.compile(r"[+-]?\d+,\d+(e[+-]?\d+)?", re.IGNORECASE)
+# Numbers with the other mark of decimals, and with marks of thousands.
+_OTHER_MARK = {
+    own: re.compile(rf"[+-]?\d+[{other}]\d+(e[+-]?\d+)?", re.IGNORECASE)
+    for own, other in ((".", ","), (",", "."))
+}
+_THOUSANDS = {
+    own: re.compile(rf"[+-]?\d{{1,3}}([{other}']\d{{3}})+([{own}]\d+)?")
+    for own, other in ((".", ","), (",", "."))
+}
 # A column of so many numbers, or more than this share of them, was meant to be one.
 _FEWEST, _MOSTLY = 20, 0.95
 
@@ -104,7 +112,8 @@ class Column:
     def __init__(self, notation: Notation):
         self._notation = notation
         self._counts = {frames.NUMBER: 0, frames.BOOLEAN: 0, frames.TEXT: 0}
-        self._with_comma, self._has_missing, self._is_whole = 0, False, True
+        self._marked, self._has_missing, self._is_whole = 0, False, True
+        self._grouped: str | None = None
         self._is_wide = False
         self._first: tuple[int, str] | None = None
 
@@ -122,8 +131,11 @@ class Column:
             if cell.lower() in frames.WORDS:
                 kind = frames.BOOLEAN
             self._counts[kind] += number
-            if _DECIMAL_COMMA.fullmatch(cell):
-                self._with_comma += number
+            has_other = _OTHER_MARK[self._notation.decimal].fullmatch(cell)
+            has_groups = _THOUSANDS[self._notation.decimal].fullmatch(cell)
+            if has_other or has_groups:
+                self._marked += number
+                self._grouped = self._grouped or (None if has_other else cell)
             elif self._first is None and kind == frames.TEXT:
                 self._first = lines[cells.index(cell)], cell
         return None
@@ -140,7 +152,7 @@ class Column:
         """What it holds, as `Notation.converted` takes it.
 
         Raises:
-            ValueError: for a decimal comma where points were expected.
+            ValueError: for another mark of decimals, and marks of thousands.
         """
         numbers, booleans, texts = self._counts.values()
         if not (numbers or booleans or texts):
@@ -150,11 +162,8 @@ class Column:
             return INTEGERS if is_integer else frames.NUMBER
         if not (numbers or texts):
             return frames.BOOLEAN
-        if self._with_comma and self._with_comma == texts and not booleans:
-            raise ValueError(
-                f"column {name!r} holds numbers with a decimal comma; say so by "
-                'decimal=","'
-            )
+        if self._marked and self._marked == texts and not booleans:
+            self._refuse(name)
         total = numbers + booleans + texts
         if self._first and numbers >= max(_FEWEST, _MOSTLY * total):
             line, cell = self._first
@@ -166,3 +175,20 @@ class Column:
                 stacklevel=2,
             )
         return frames.TEXT
+
+    def _refuse(self, name):
+        """Raises ValueError for numbers in another notation."""
+        if self._grouped:
+            raise ValueError(
+                f"column {name!r} holds numbers with marks of thousands, such as "
+                f"{self._grouped[:40]!r}; write them without"
+            )
+        if self._notation.decimal == ",":
+            raise ValueError(
+                f"column {name!r} holds numbers with a point; where it marks decimals "
+                "write a comma, as elsewhere, and nothing where it marks thousands"
+            )
+        raise ValueError(
+            f"column {name!r} holds numbers with a decimal comma; say so by "
+            'decimal=",", or write them without if the comma marks thousands'
+        )

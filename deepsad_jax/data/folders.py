@@ -129,8 +129,9 @@ def _image(path, shape) -> np.ndarray:
 
     with _opened(path) as image:
         try:
+            is_png = image.format == "PNG"
             image = PIL.ImageOps.exif_transpose(image)
-            image = _of_bytes(image).convert("L" if shape[2] == 1 else "RGB")
+            image = _of_bytes(image, is_png).convert("L" if shape[2] == 1 else "RGB")
         except Exception as error:
             raise ValueError(f"{path} cannot be read as an image ({error})") from error
         if image.size != (shape[1], shape[0]):
@@ -139,20 +140,16 @@ def _image(path, shape) -> np.ndarray:
     return np.asarray(image).reshape(shape)
 
 
-def _of_bytes(image):
-    """An image of 16 bits as one of 8; others as they are, on black where clear.
-
-    One of 32 bits is taken for one of 8 if no pixel is above 255, else for one of 16.
-    """
+def _of_bytes(image, is_png):
+    """An image of 16 bits as one of 8; others as they are, on black where clear."""
     import PIL.Image
 
-    if image.mode in ("I", "I;16", "I;16B"):
-        values = np.asarray(image).astype(np.int64)
-        if image.mode != "I" or values.max() > 255:
-            values = values // 257
+    # PNG has no more than 16 bits, which older versions of Pillow open as 32.
+    if image.mode in ("I;16", "I;16B") or (image.mode == "I" and is_png):
+        values = np.asarray(image).astype(np.int64) // 257
         return PIL.Image.fromarray(np.clip(values, 0, 255).astype(np.uint8))
-    if image.mode == "F":
-        raise ValueError("its pixels are floating; save it with 8 or 16 bits")
+    if image.mode in ("I", "F"):
+        raise ValueError("its pixels have 32 bits; save it with 8 or 16")
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         image = image.convert("RGBA")
         below = PIL.Image.new("RGBA", image.size, (0, 0, 0, 255))

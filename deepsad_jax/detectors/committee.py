@@ -7,6 +7,7 @@ limits, so that none of them drowns the others.
 import dataclasses
 import functools
 import time
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from deepsad_jax import forward, methods, model, training, trees, values
+from deepsad_jax import forward, methods, model, modules, training, trees, values
 from deepsad_jax.detectors import companions
 
 # Scores count within so many deviations below and above the usual.
@@ -112,6 +113,12 @@ def check(method: Any, run: methods.Run) -> None:
         raise ValueError(
             f"members is {method.members}; several networks are put on one scale by "
             "all examples, as of training.training_set: have one for batches"
+        )
+    if method.members > 1 and modules.has_weights(method.encoder):
+        warnings.warn(
+            "encoder is an NNX module with its weights, with which all members begin; "
+            "its class, or a function of rngs, gives each its own",
+            stacklevel=2,
         )
     names = method.companions
     if not isinstance(names, tuple) or len({*names}) < len(names):
