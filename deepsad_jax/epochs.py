@@ -6,7 +6,6 @@ Programs are compiled once for equal values; see `loops` for what they are.
 import concurrent.futures
 import functools
 import json
-import logging
 import math
 import time
 import zlib
@@ -19,6 +18,7 @@ import numpy as np
 
 from deepsad_jax import (
     cpu_settings,
+    divergence,
     forward,
     methods,
     parallel,
@@ -222,12 +222,12 @@ class Trainer:
             objective, stage: what is trained, and how.
             variables: where it starts; they stay as they are.
             check: called with the history and the number of an epoch, for every epoch;
-                may raise `TrainingError`. `check_finite` by default.
+                may raise `TrainingError`. `divergence.check_finite` by default.
 
         Raises:
             training.TrainingError: as `check` does, unless training is rolled back.
         """
-        began, check = time.perf_counter(), check or check_finite
+        began, check = time.perf_counter(), check or divergence.check_finite
         key, data = self.keys[name], self.data
         start, advance = self._ready(name, objective, stage)
         state = start(variables)
@@ -242,6 +242,7 @@ class Trainer:
                 before = jax.tree.map(jnp.copy, state)
             state, records = advance(state, data, key, done, last)
             self._write(history, records, done, last, stage.epochs)
+            divergence.mark(history, state, last - 1)
             seconds = time.perf_counter() - clock
             try:
                 for epoch in range(done, last):
@@ -249,12 +250,15 @@ class Trainer:
             except training.DivergenceError as error:
                 if stage.on_divergence == "stop":
                     raise
-                # What comes before that epoch is computed again, so that the state
-                # does not depend on where pieces end.
-                if epoch > done:
-                    before, _ = advance(before, data, key, done, epoch)
-                state = before._replace(slowdown=_slower(before, history, epoch, error))
-                done, piece = epoch, 1
+                found = divergence.back(
+                    lambda state, last, first=done: advance(
+                        state, data, key, first, last
+                    ),
+                    *(before, history, done, epoch),
+                )
+                anew = start(variables)
+                state, done = divergence.slower(*found, anew, history, error)
+                piece = 1
                 continue
             # The first piece includes the compilation and says nothing of the speed.
             if done > first:
@@ -359,29 +363,3 @@ def _init(objective, shape, plan):
         return objective.init(key, jnp.zeros(shape))
 
     return plan.compile(init, options=cpu_settings.training_options(cpu_settings.BRIEF))
-
-
-def _slower(state, history, epoch, error) -> jax.Array:
-    """A tenth for the runs that have diverged; raises once that is of no avail."""
-    diverged = ~np.isfinite(history["loss"][..., epoch])
-    slower = jnp.where(diverged, 0.1 * state.slowdown, state.slowdown)
-    least = float(jnp.min(slower))
-    if least < 0.9e-5:
-        raise training.DivergenceError(
-            f"{error} (rolled back five times already)"
-        ) from error
-    logging.getLogger(__name__).warning(
-        "%s; rolled back, updates are now times %.0e", error, least
-    )
-    return slower
-
-
-def check_finite(history: History, epoch: int) -> None:
-    """Raises `DivergenceError` if the loss of an epoch is not a finite number."""
-    loss = np.asarray(history["loss"])[..., epoch]
-    if not np.isfinite(loss).all():
-        raise training.DivergenceError(
-            f"training diverged: the loss of epoch {epoch + 1} is "
-            f"{loss[~np.isfinite(loss)].flat[0]}; try a smaller learning rate or a "
-            "larger batch, and look for extreme values in the data"
-        )

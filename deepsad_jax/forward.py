@@ -1,6 +1,7 @@
 """What an objective is for examples of a shape, and its functions of many rows."""
 
 import functools
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -44,10 +45,13 @@ def is_convolutional(objective: Any, shape: tuple[int, ...]) -> bool:
 
 @functools.lru_cache(maxsize=64)
 def check_state(objective: Any, shape: tuple[int, ...]) -> None:
-    """Raises ValueError if a step changes the form of the variables."""
+    """Raises ValueError if a step changes the form of the variables; warns of
+    statistics that it leaves as they are."""
     batch, key = _batch(shape), jax.random.key(0)
     before = initial(objective, shape)
-    after = jax.eval_shape(lambda v, b: objective.loss(v, b, key)[1][0], before, batch)
+    traced, after = jax.make_jaxpr(
+        lambda v, b: objective.loss(v, b, key)[1][0], return_shape=True
+    )(before, batch)
     for name, content in after.items():
         if _form(content) != _form(before.get(name)):
             raise ValueError(
@@ -55,6 +59,16 @@ def check_state(objective: Any, shape: tuple[int, ...]) -> None:
                 "or what is in it; training needs a state of one form, so do not sow "
                 "there"
             )
+    given = {id(var) for var in traced.jaxpr.invars}
+    same = [id(var) in given for var in traced.jaxpr.outvars]
+    same = jax.tree.unflatten(jax.tree.structure(after), same)
+    if (leaves := jax.tree.leaves(same.get("batch_stats"))) and all(leaves):
+        warnings.warn(
+            "a step of training leaves the network's batch_stats as they are, so that "
+            "its norms do not normalize; where it has a mode for training, it is to be "
+            "called as (x, train) and to pass train on",
+            stacklevel=2,
+        )
 
 
 def _batch(shape):

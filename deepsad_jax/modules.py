@@ -75,34 +75,46 @@ def _plain(tree):
     return {name: flax.core.unfreeze(content) for name, content in tree.items()}
 
 
+# Other names for a mode of training, which nobody would set: dropout and batch norm
+# would stay as for evaluation.
+_MODES = {"training", "is_training", "deterministic", "use_running_average"}
+
+
 @functools.cache
-def _takes_train(function) -> bool:
-    """Whether it is `(x, train)`; other arguments without default are refused."""
+def _takes_train(function, given: int = 1) -> bool:
+    """Whether it is `(x, train)`, of so many given arguments; others without default
+    are refused, and a mode of another name."""
     parameters = list(inspect.signature(function).parameters.values())
+    names = {p.name for p in parameters}
+    if (others := names & _MODES) and "train" not in names:
+        raise ValueError(
+            f"{function.__qualname__} is called with {min(others)}; a network is "
+            "called as (x, train) or (x), and train is True in training"
+        )
     needed = [
         p.name
         for p in parameters
         if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
     ]
     needed = [name for name in needed if name not in ("self", "train")]
-    if len(needed) > 1:
+    if len(needed) > given:
         raise ValueError(
             f"a network is called as (x, train) or (x); this one also needs "
-            f"{', '.join(needed[1:])}"
+            f"{', '.join(needed[given:])}"
         )
-    return any(p.name == "train" for p in parameters)
+    return "train" in names
 
 
-def _check_names(module: nn.Module) -> None:
-    """Raises ValueError for a mode of training under another name, which nobody would
-    set: dropout and batch norm would stay as for evaluation."""
-    names = {*inspect.signature(type(module).__call__).parameters}
-    others = names & {"training", "is_training", "deterministic", "use_running_average"}
-    if others and "train" not in names:
-        raise ValueError(
-            f"{type(module).__name__} is called with {min(others)}; a network is "
-            "called as (x, train) or (x), and train is True in training"
-        )
+def _check_layers(module: nn.Module) -> None:
+    """Raises ValueError for layers that have a mode of training and are not told."""
+    for layer in module.layers if isinstance(module, nn.Sequential) else ():
+        names = {*inspect.signature(type(layer).__call__).parameters}
+        is_own = not type(layer).__module__.startswith("flax.")
+        if isinstance(layer, nn.Module) and is_own and names & {"train", *_MODES}:
+            raise ValueError(
+                f"nn.Sequential does not tell {type(layer).__name__} whether it "
+                "trains; call it in a module of your own, which is called as (x, train)"
+            )
 
 
 def _own_key(key: jax.Array) -> jax.Array:
@@ -284,7 +296,7 @@ class PureNetwork(Network):
         params = variables["params"]
         is_whole = isinstance(params, dict) and set(params) == {_WHOLE}
         argument = params[_WHOLE] if is_whole else variables
-        takes_train = "train" in inspect.signature(self.module[1]).parameters
+        takes_train = _takes_train(self.module[1], 2)
         return self.module[1](argument, x, **({"train": train} if takes_train else {}))
 
 
@@ -310,7 +322,7 @@ def network(thing: Any, name: str = "encoder") -> Network:
     )
     if isinstance(thing, nn.Module):
         _takes_train(type(thing).__call__)
-        _check_names(thing)
+        _check_layers(thing)
         found = Network(thing)
     elif is_nnx or (callable(thing) and _makes_nnx(thing)):
         # An instance as it is now, whatever becomes of it.

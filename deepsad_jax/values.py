@@ -28,8 +28,9 @@ def key(value: Any, where: str = "the value") -> Any:
     """Something hashable that is equal for equal values, and for these alone.
 
     Types count: 4, 4.0 and True are three values. Functions, and objects that say
-    nothing of their content, are equal to themselves alone, and only as long as the
-    numbers and texts that they read from outside, or hold, are the same.
+    nothing of their content, are equal to themselves alone, and only as long as what
+    they hold, or read from outside, is the same: numbers, texts, arrays, other
+    functions, and what those read in turn.
 
     Raises:
         ValueError: for what has neither content nor identity; it is named.
@@ -43,7 +44,8 @@ def key(value: Any, where: str = "the value") -> Any:
         return "dtype", dtype
     if isinstance(value, getattr(sys.modules.get("flax.nnx"), "Module", ())):
         graph, state = sys.modules["flax.nnx"].split(value)
-        return "nnx", key(graph, where), tuple(map(_digest, jax.tree.leaves(state)))
+        leaves = tuple(map(_digest, jax.tree.leaves(state)))
+        return "nnx", key(graph, where), leaves, _reads(type(value))
     if isinstance(value, functools.partial):
         content = {"": value.func, **dict(enumerate(value.args)), **value.keywords}
         return "partial", key({str(n): v for n, v in content.items()}, where)
@@ -57,28 +59,76 @@ def key(value: Any, where: str = "the value") -> Any:
         items = (
             (n, key(v, f"{type(value).__name__}.{n}")) for n, v in fields(value).items()
         )
-        return type(value), tuple(items)
-    if isinstance(value, types.FunctionType):
-        seen = inspect.getclosurevars(value)
-        return "function", value, _plain({**seen.globals, **seen.nonlocals})
-    try:
-        hash(value)
-    except TypeError:
+        return type(value), tuple(items), _reads(type(value))
+    if not _is_hashable(value):
         raise ValueError(
             f"{where} is a {type(value).__name__}, which cannot be compared by its "
             "content; use numbers, texts, tuples, functions or frozen dataclasses"
-        ) from None
-    return type(value), value, _plain(getattr(value, "__dict__", {}))
+        )
+    return value, _reads(value)
 
 
-def _plain(names: Mapping[str, Any]) -> Any:
-    """What a function or an object of one's own reads that may be another next time."""
-    kinds = (bool, int, float, complex, str, np.generic)
-    return tuple(
-        (name, type(value), value)
-        for name, value in sorted(names.items())
-        if isinstance(value, kinds)
-    )
+_PLAIN = (bool, int, float, complex, str, bytes, np.generic, type(None))
+_ARRAYS = (np.ndarray, jax.Array)
+
+
+def _reads(value: Any, seen: set[int] | None = None) -> Any:
+    """What a function, a class or an object holds, or reads from outside, that may be
+    another next time; of libraries only what their functions have been given."""
+    if isinstance(value, _PLAIN):
+        return type(value), value
+    seen = set() if seen is None else seen
+    if id(value) in seen or isinstance(value, (types.ModuleType, jax.core.Tracer)):
+        return None
+    seen.add(id(value))
+    if isinstance(value, _ARRAYS):
+        return _digest(value)
+    if isinstance(value, (list, tuple)):
+        return tuple(_reads(item, seen) for item in value)
+    if isinstance(value, Mapping):
+        names = sorted(value, key=str)
+        return tuple((str(name), _reads(value[name], seen)) for name in names)
+    if isinstance(value, types.FunctionType):
+        return value, _reads(_names(value), seen)
+    if isinstance(value, type):
+        own = [kind for kind in value.__mro__ if not _is_of_library(kind.__module__)]
+        found = [member for kind in own for member in vars(kind).values()]
+        found = [getattr(m, "fget", getattr(m, "__func__", m)) for m in found]
+        functions = [m for m in found if isinstance(m, types.FunctionType)]
+        return value, tuple(_reads(function, seen) for function in functions)
+    held = getattr(value, "__dict__", {})
+    held = {n: v for n, v in held.items() if isinstance(v, _PLAIN + _ARRAYS)}
+    held["__wrapped__"] = getattr(value, "__wrapped__", None)  # by jax.jit
+    known = value if isinstance(value, Callable) and _is_hashable(value) else None
+    return _reads(type(value), seen), known, _reads(held, seen)
+
+
+def _names(function: types.FunctionType) -> dict[str, Any]:
+    """What a function reads from outside, by name."""
+    try:
+        found = inspect.getclosurevars(function)
+    except ValueError:  # a variable that has no value yet
+        return {}
+    is_own = not _is_of_library(function.__globals__.get("__name__") or "")
+    names = {**(found.globals if is_own else {}), **found.nonlocals}
+    return names | {"__wrapped__": getattr(function, "__wrapped__", None)}
+
+
+def _is_hashable(value: Any) -> bool:
+    try:
+        hash(value)
+    except TypeError:
+        return False
+    return True
+
+
+@functools.cache
+def _is_of_library(module: str) -> bool:
+    top = module.partition(".")[0]
+    if top in sys.stdlib_module_names or top == "deepsad_jax":
+        return True
+    file = getattr(sys.modules.get(module), "__file__", None) or ""
+    return "site-packages" in file or "dist-packages" in file
 
 
 def _digest(leaf: jax.Array) -> tuple[Any, ...]:

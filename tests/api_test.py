@@ -92,6 +92,7 @@ def test_public_modules_are_all_reached():
     }
     private |= {
         "formulations",
+        "divergence",
         "forward",
         "loops",
         "patches",

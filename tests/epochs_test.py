@@ -140,7 +140,7 @@ class Quartic:
 
 def descend(w, rate, epochs):
     """Gradient descent with rollback, four steps an epoch: losses and weight."""
-    history, slowdown, rollbacks = [], np.float32(1), 0
+    history, slowdown, rollbacks, first = [], np.float32(1), 0, w
     while len(history) < epochs:
         before, values = w, []
         with np.errstate(over="ignore", invalid="ignore"):
@@ -148,10 +148,11 @@ def descend(w, rate, epochs):
                 values.append(np.float32(0.25) * w**4)
                 w = w - slowdown * np.float32(rate(4 * len(history) + step)) * w**3
             mean = np.mean(np.array(values, np.float32))
-        if np.isfinite(mean):
+        if np.isfinite(mean) and np.isfinite(w):
             history.append(mean)
-        else:
-            w, slowdown, rollbacks = before, np.float32(0.1) * slowdown, rollbacks + 1
+            continue
+        w, history = (before, history) if slowdown == 1 else (first, [])
+        slowdown, rollbacks = np.float32(0.1) * slowdown, rollbacks + 1
     return history, w, rollbacks
 
 
@@ -179,7 +180,7 @@ def test_rollback_goes_on_with_updates_of_a_tenth(data, caplog):
     for seed, times in ((FAR, 1), (FARTHEST, 3)):
         caplog.clear()
         (start,), (end,), (losses,) = rolled_back(data, 0.1, seeds=[seed])
-        assert "rolled back, updates are now times 1e-01" in caplog.text
+        assert "rolled back to epoch 0, updates are now times 1e-01" in caplog.text
         assert len(caplog.records) == times
         history, expected, rollbacks = descend(start, lambda count: 0.1, 6)
         assert rollbacks == times
@@ -208,6 +209,44 @@ def test_rollback_gives_up_after_five_times(data, caplog):
     with pytest.raises(training.DivergenceError, match=message):
         rolled_back(data, 1e30)
     assert len(caplog.records) == 5
+
+
+@dataclasses.dataclass(frozen=True)
+class Rooted(Quartic):
+    """A slope whose gradient is NaN below some point, though the loss is not."""
+
+    below: float = 0.0
+
+    def loss(self, variables, batch, key):
+        w = variables["params"]["w"]
+        w = w + 0.0 * jnp.sqrt(jax.nn.relu(w - self.below))
+        return w + 0.0 * jnp.sum(batch.x, axis=1), (variables, {})
+
+
+@pytest.mark.parametrize("epochs_", [1, 6])
+def test_parameters_without_values_are_noticed_in_their_epoch(data, epochs_):
+    stage = training.Stage(optax.sgd(0.1), epochs_, batch_size=16)
+    trainer = epochs.Trainer([jax.random.key(FAR)], [data], None, ("init", "train"))
+    start = trainer.init(Quartic(), "init")
+    first = float(start["params"]["w"])
+    told = []
+    trainer._observe = lambda name, done, history: told.append(done)
+    # A step of 0.1 downwards; the last one of that epoch passes the point.
+    objective = Rooted(first - 0.4 * (epochs_ - 1) - 0.25)
+    message = f"the loss of epoch {epochs_} is nan"
+    with pytest.raises(training.DivergenceError, match=message):
+        trainer.run("train", objective, stage, start)
+    assert max(told, default=0) == epochs_ - 1
+
+
+@pytest.mark.parametrize("rate", [3.0, 300.0])
+def test_rollback_begins_anew_where_going_back_is_of_no_avail(data, rate):
+    """Weights of 1e9 are finite, and no slower step from there is of use."""
+    (start,), (end,), (losses,) = rolled_back(data, rate, seeds=[NEAR])
+    history, expected, rollbacks = descend(start, lambda count: rate, 6)
+    assert rollbacks > 1 and np.isfinite(losses).all() and abs(end) < 1.1
+    np.testing.assert_allclose(losses, history, rtol=1e-4)
+    np.testing.assert_allclose(end, expected, rtol=1e-4)
 
 
 @pytest.mark.parametrize("together", [False, True])

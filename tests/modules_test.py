@@ -12,7 +12,7 @@ import pytest
 from flax import nnx
 
 import deepsad_jax as sad
-from deepsad_jax import modules, networks, objectives, training
+from deepsad_jax import forward, modules, networks, objectives, training
 from deepsad_jax.detectors import deep_sad
 
 KEY = jax.random.key(0)
@@ -439,15 +439,44 @@ def test_own_encoders_serve_other_methods():
 
 
 @pytest.mark.parametrize("name", ["deterministic", "training"])
-def test_the_mode_of_training_has_one_name(name):
-    class Named(nn.Module):
-        def __call__(self, x):
-            return x
-
+@pytest.mark.parametrize("kind", ["linen", "nnx", "pure"])
+def test_the_mode_of_training_has_one_name(name, kind):
     exec(f"def call(self, x, {name}=False): return x", names := {})
-    Named.__call__ = names["call"]
-    with pytest.raises(ValueError, match=f"Named is called with {name}; a network is"):
-        modules.network(Named())
+    call = names["call"]
+    made = {
+        "linen": lambda: type("Named", (nn.Module,), {"__call__": call})(),
+        "nnx": lambda: type(
+            "Named", (nnx.Module,), {"__call__": call, "__init__": lambda s, rngs: None}
+        ),
+        "pure": lambda: (lambda key, x: {"params": {}}, call),
+    }[kind]()
+    with pytest.raises(ValueError, match=f"call is called with {name}; a network is"):
+        modules.network(made).apply({"params": {}, "batch_stats": {}, "rest": {}}, X)
+
+
+class Moded(nn.Module):
+    @nn.compact
+    def __call__(self, x, train=False):
+        return nn.BatchNorm(use_running_average=not train)(nn.Dense(3)(x))
+
+
+def test_layers_that_are_not_told_of_training_are_refused():
+    with pytest.raises(ValueError, match="Sequential does not tell Moded whether it"):
+        modules.network(nn.Sequential([Moded(), nn.relu]))
+    modules.network(nn.Sequential([nn.Dense(4), nn.relu]))
+
+
+def test_statistics_that_stay_as_they_are_are_told_of():
+    class Wrapping(nn.Module):
+        @nn.compact
+        def __call__(self, *arguments):
+            return Moded()(*arguments)
+
+    with pytest.warns(UserWarning, match="leaves the network's batch_stats as they"):
+        forward.check_state(objectives.DeepSAD(Wrapping()), (6,))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        forward.check_state(objectives.DeepSAD(Moded()), (6,))
 
 
 def test_a_state_that_grows_is_refused_before_training():

@@ -1,5 +1,7 @@
+import collections
 import dataclasses
 import functools
+import inspect
 import json
 import math
 import operator
@@ -8,6 +10,7 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from deepsad_jax import layers, losses, networks, objectives, training, values
@@ -187,3 +190,82 @@ def test_import_paths_lead_back():
     assert values.path_of(nn.Dense) == "flax.linen.linear:Dense"
     assert values.path_of(lambda x: x) is None
     assert values.path_of(Small(3)) is None
+
+
+OUTSIDE = """
+import functools, flax.linen as nn, jax.numpy as jnp, numpy as np
+from flax import nnx
+
+SCALE, WEIGHTS, OPTIONS = 1.0, np.ones(3), {"slope": [0.1]}
+
+def inner(h):
+    return SCALE * h
+
+def helper(h):
+    return inner(h) + OPTIONS["slope"][0]
+
+class Linen(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return helper(nn.Dense(3)(x))
+
+class NNX(nnx.Module):
+    def __init__(self, *, rngs):
+        self.linear = nnx.Linear(4, 3, rngs=rngs)
+
+    def __call__(self, x):
+        return helper(self.linear(x)) * WEIGHTS
+
+class Loss:
+    def __call__(self, embeddings, semi_targets, center):
+        return self.of(embeddings) @ WEIGHTS
+
+    @staticmethod
+    def of(embeddings):
+        return helper(embeddings)
+
+def loss(embeddings, semi_targets, center):
+    return helper(embeddings) @ WEIGHTS
+
+def rate(steps):
+    return functools.partial(helper, 1.0)
+"""
+
+
+@pytest.mark.parametrize("name", ["Linen()", "NNX", "Loss()", "loss", "rate"])
+@pytest.mark.parametrize(
+    "edit",
+    [
+        "SCALE = 2.0",
+        "WEIGHTS[0] = 3.0",
+        "OPTIONS['slope'][0] = 0.2",
+        "def inner(h): return 2 * h",
+    ],
+)
+def test_what_is_read_from_outside_is_of_the_key(name, edit):
+    space = {"__name__": "a_notebook"}
+    exec(OUTSIDE, space)
+    made = eval(name, space)
+    before = values.key(made)
+    assert values.key(made) == before and hash(values.key(made)) == hash(before)
+    exec(edit, space)
+    is_read = not ("WEIGHTS" in edit and name in ("Linen()", "rate"))
+    assert (values.key(made) != before) == is_read
+
+
+def test_what_libraries_do_is_not_looked_through():
+    def loss(embeddings, semi_targets, center):
+        return optax.adam(1e-3), np.linalg.norm(embeddings, axis=-1)
+
+    counted = collections.Counter()
+    looked = inspect.getclosurevars
+
+    def counting(function):
+        counted[function.__module__] += 1
+        return looked(function)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(inspect, "getclosurevars", counting)
+        values.key(loss)
+        values.key(networks.MLPEncoder((8,), 3))
+    assert counted == {__name__: 1}

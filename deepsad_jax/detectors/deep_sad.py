@@ -388,7 +388,7 @@ def _warn_of_suspects(encoder, variables, trainer) -> list[str]:
 
 
 def _check_history(centers, history, epoch: int) -> None:
-    epochs.check_finite(history, epoch)
+    divergence.check_finite(history, epoch)
     spread = np.ravel(history["spread"][..., epoch])[: len(centers)]
     sizes = np.sqrt(np.mean(np.square(centers), axis=-1))
     # Below the rounding of the embeddings themselves, they are all one point.
