@@ -219,7 +219,7 @@ class Rooted(Quartic):
 
     def loss(self, variables, batch, key):
         w = variables["params"]["w"]
-        w = w + 0.0 * jnp.sqrt(jax.nn.relu(w - self.below))
+        w = w + 0.0 * jnp.sqrt(jnp.maximum(w - self.below, 0.0))
         return w + 0.0 * jnp.sum(batch.x, axis=1), (variables, {})
 
 
@@ -236,7 +236,7 @@ def test_parameters_without_values_are_noticed_in_their_epoch(data, epochs_):
     message = f"the loss of epoch {epochs_} is nan"
     with pytest.raises(training.DivergenceError, match=message):
         trainer.run("train", objective, stage, start)
-    assert max(told, default=0) == epochs_ - 1
+    assert all(done < epochs_ for done in told)
 
 
 @pytest.mark.parametrize("rate", [3.0, 300.0])
