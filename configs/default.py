@@ -177,6 +177,6 @@ def _stage(stage: training.Stage) -> ml_collections.ConfigDict:
     # Batches are always full; the surplus of an epoch is dropped.
     section.batch_size = stage.batch_size
     # When the loss is not finite: stop, or rollback to the state before that epoch and
-    # go on with updates of a tenth, at most five times.
+    # go on with updates of a tenth; then from the beginning, at most five times in all.
     section.on_divergence = stage.on_divergence
     return section

@@ -20,7 +20,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from deepsad_jax import deprecated, parallel
+from deepsad_jax import deprecated, parallel, values
 
 
 def write(path: str | os.PathLike, leaves: Sequence[Any], meta: dict) -> None:
@@ -82,7 +82,8 @@ def read(path: str | os.PathLike) -> tuple[Any, dict[str, Any]]:
 def _content(leaves, meta):
     import orbax.checkpoint as ocp
 
-    leaves = [np.asarray(leaf) for leaf in jax.device_get(list(leaves))]
+    leaves = jax.device_get([values.numbers(leaf) for leaf in leaves])
+    leaves = [np.asarray(leaf) for leaf in leaves]
     # Orbax saves no array without numbers.
     state = {str(i): leaf for i, leaf in enumerate(leaves) if leaf.size}
     empty = {str(i): leaf for i, leaf in enumerate(leaves) if not leaf.size}
@@ -253,11 +254,8 @@ class Keeper:
 
     def newest(self) -> pathlib.Path | None:
         """The checkpoint that was written last, if there is one."""
-        folders = [
-            self._path / stage.name / str(epoch)
-            for stage in self._path.glob("*")
-            for epoch in self._saved(stage.name)
-        ]
+        stages = self._path.glob("*")
+        folders = [s / str(epoch) for s in stages for epoch in self._saved(s.name)]
         return max(folders, key=lambda folder: folder.stat().st_mtime, default=None)
 
     def close(self) -> None:
@@ -325,19 +323,19 @@ class Shared:
         file = io.BytesIO()
         if found is not None:
             epoch, seconds, state, history = found
-            raw = [
-                np.frombuffer(np.asarray(leaf).tobytes(), np.uint8)
-                for leaf in jax.tree.leaves(state)
-            ]
+            raw = map(values.numbers, jax.tree.leaves(state))
+            raw = [np.frombuffer(np.asarray(a).tobytes(), np.uint8) for a in raw]
             np.savez(file, *raw, epoch=epoch, seconds=seconds, **_prefixed(history))
         content = parallel.from_first(file.getvalue())
         if not content:
             return None
         with np.load(io.BytesIO(content)) as arrays:
-            state = [
-                arrays[f"arr_{i}"].view(leaf.dtype).reshape(leaf.shape)
-                for i, leaf in enumerate(leaves)
+            shapes = [values.numbers(leaf) for leaf in leaves]
+            found = [
+                arrays[f"arr_{i}"].view(of.dtype).reshape(of.shape)
+                for i, of in enumerate(shapes)
             ]
+            state = map(values.like, found, leaves)
             own = [name for name in arrays.files if name.startswith(_HISTORY)]
             history = {name.removeprefix(_HISTORY): arrays[name] for name in own}
             epoch, seconds = int(arrays["epoch"]), float(arrays["seconds"])
@@ -353,7 +351,7 @@ _HISTORY = "history-"
 
 
 def _prefixed(history):
-    return {f"{_HISTORY}{name}": values for name, values in history.items()}
+    return {f"{_HISTORY}{name}": series for name, series in history.items()}
 
 
 def _say_it_once() -> None:
@@ -367,11 +365,12 @@ def _state_of(leaves, meta, like, epochs):
         raise ValueError("it is of another version")
     names, expected = meta["history"], jax.tree.leaves(like)
     state, series = leaves[: len(expected)], leaves[len(expected) :]
-    shapes = [leaf.shape for leaf in expected]
+    shapes = [values.numbers(leaf).shape for leaf in expected]
     if [leaf.shape for leaf in state] != shapes or len(series) != len(names):
         raise ValueError("it belongs to another fit: its arrays have other shapes")
+    state = map(values.like, state, expected)
     history = dict(zip(names, map(np.array, series), strict=True))
-    if any(values.shape[-1] != epochs for values in history.values()):
+    if any(of_epochs.shape[-1] != epochs for of_epochs in history.values()):
         raise ValueError("it belongs to a stage with another number of epochs")
     return jax.tree.unflatten(jax.tree.structure(like), state), history
 

@@ -1,6 +1,7 @@
 """What a user calls an array, as one; whatever it lacks is said in a sentence."""
 
 import inspect
+import numbers
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -10,6 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 _CHUNK = 2**20  # values that are looked at at once
+# More epochs would be a mistake, and what is recorded of them would fill the memory.
+MOST_EPOCHS = 1_000_000
 
 
 def unmasked(name: str, values: Any) -> np.ndarray:
@@ -104,3 +107,21 @@ def takes_rate(function: Callable) -> bool:
         return "learning_rate" in [*inspect.signature(function).parameters][:1]
     except (TypeError, ValueError):
         return False
+
+
+def is_finite(value: Any) -> bool:
+    """Whether it is a number that float32 holds."""
+    most = float(np.finfo(np.float32).max)
+    return isinstance(value, numbers.Real) and abs(value) <= most
+
+
+def is_count(value: Any, least: int = 0, most: int = MOST_EPOCHS) -> bool:
+    """Whether it is an integer of a range."""
+    is_integer = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    return is_integer and least <= value <= most
+
+
+def require(name: str, value: Any, valid: bool, allowed: str) -> None:
+    """Raises ValueError that says what is allowed, unless a value is valid."""
+    if not valid:
+        raise ValueError(f"{name} is {value!r}; it must be {allowed}")

@@ -1,4 +1,5 @@
-"""What happens when training diverges: losses or parameters without finite values.
+"""What happens when training diverges: losses or parameters without finite values,
+embeddings that are all one point.
 
 A run goes back to before that epoch, and on with a tenth of the updates; where that has
 been tried, the stage begins anew with a hundredth, and so on. Of many runs each ends as
@@ -25,6 +26,26 @@ def check_finite(history: History, epoch: int) -> None:
             f"training diverged: the loss of epoch {epoch + 1} is "
             f"{loss[~np.isfinite(loss)].flat[0]}; try a smaller learning rate or a "
             "larger batch, and look for extreme values in the data"
+        )
+
+
+def check_spread(centers: list[np.ndarray], history: History, epoch: int) -> None:
+    """Raises `TrainingError` if the embeddings of an epoch are all one point, too.
+
+    Args:
+        centers: of each run, `[rep_dim]`.
+        history: with the `spread`.
+        epoch: its number.
+    """
+    check_finite(history, epoch)
+    spread = np.ravel(history["spread"][..., epoch])[: len(centers)]
+    sizes = np.sqrt(np.mean(np.square(centers), axis=-1))
+    # Below the rounding of the embeddings themselves, they are all one point.
+    if np.any(spread <= 1e-6 * sizes):
+        raise training.TrainingError(
+            f"the hypersphere collapsed in epoch {epoch + 1}: all embeddings are "
+            "equal, so all scores would be; check that the features vary, and try "
+            "pretraining, a smaller learning rate or a smaller weight decay"
         )
 
 

@@ -21,6 +21,7 @@ from deepsad_jax import (
     divergence,
     forward,
     methods,
+    optimizers,
     parallel,
     streams,
     training,
@@ -73,6 +74,8 @@ class Trainer:
     """
 
     def __init__(self, keys, sets, plan, uses, observe=None, keeper=None):
+        if keeper is not None and not hasattr(keeper, "restore"):
+            raise ValueError(f"keeper is {keeper!r}; it must be a checkpoints.Keeper")
         self.plan, self.sets = plan or parallel.one(), sets
         self.history: dict[str, History] = {}
         self.seconds: dict[str, float] = {}
@@ -120,7 +123,8 @@ class Trainer:
         """Initial variables of an objective, from the key of that use."""
         example = self.example
         init = _init(objective, example.shape, self.plan)
-        return init(self.keys[use])
+        with jax.debug_nans(False):  # a center that is not yet known
+            return init(self.keys[use])
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -231,6 +235,7 @@ class Trainer:
         key, data = self.keys[name], self.data
         start, advance = self._ready(name, objective, stage)
         state = start(variables)
+        optimizers.warn_of_averages(state.opt_state)
         fit = "" if self._keeper is None else _fingerprint(objective, stage, self.sets)
         begun = self._begun(name, state, key, stage.epochs, fit)
         first, seconds, state, history = begun

@@ -77,7 +77,7 @@ class Programs:
                 )
                 done += count
             if not done:
-                raise ValueError("no batch of data has rows for every device")
+                raise ValueError("no batch of data has two rows for every device")
             records.append(totals)
         return state, _stacked(records)
 

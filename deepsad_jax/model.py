@@ -139,7 +139,7 @@ def apply(
     if any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
         model.preprocessing.check_shape(x, "x", tuple(model.info["shape"]))
         prepared = training.as_float(model.preprocessing(x))
-        return getattr(model.objective, name)(model.variables, prepared)
+        return _wide(getattr(model.objective, name)(model.variables, prepared))
     is_rows = isinstance(x, (list, tuple)) or hasattr(x, "__array__")
     is_rows |= hasattr(x, "toarray") or not isinstance(x, Iterable)
     if callable(x) or not is_rows:
@@ -160,7 +160,7 @@ def apply(
             parts.append(
                 forward.evaluate(model.objective, name, model.variables, rows, plan)
             )
-    result = np.concatenate(parts)
+    result = _wide(np.concatenate(parts))
     if not np.isfinite(result).all():
         row = int(np.argmin(np.isfinite(result.reshape(len(x), -1)).all(axis=1)))
         raise ValueError(
@@ -168,6 +168,11 @@ def apply(
             "far from those of the training, or the model is damaged"
         )
     return result
+
+
+def _wide(found):
+    """float32 of what was computed in bfloat16."""
+    return found.astype(np.float32) if found.dtype == jax.numpy.bfloat16 else found
 
 
 def _checked(model):

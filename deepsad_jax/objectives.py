@@ -98,8 +98,8 @@ class DeepSAD(values.ByContent):
     """A loss on embeddings and a fixed center; the squared distance is the score.
 
     Ruff et al., "Deep Semi-Supervised Anomaly Detection", ICLR 2020. The variables hold
-    those of the encoder and the `center`, which is NaN until `fit` or `with_center` has
-    found it. Records `spread`, the root mean square deviation of a batch's embeddings
+    those of the encoder and the `center`, which is NaN until `with_center` has set it.
+    Records `spread`, the root mean square deviation of a batch's embeddings
     from their mean, which is 0 when the hypersphere has collapsed.
 
     Attributes:
@@ -133,6 +133,18 @@ class DeepSAD(values.ByContent):
                 f"for x of shape {x.shape}; it must return [batch, rep_dim]"
             )
         return {**variables, "center": jnp.full(embeddings.shape[1], jnp.nan)}
+
+    def with_center(self, variables: Variables, x: jax.Array) -> Variables:
+        """The same variables with the mean embedding of examples for their center,
+        moved away from zero (`losses.clamp_center`), as it is before training.
+
+        Args:
+            variables: of this objective.
+            x: prepared examples, `[n, ...]`; without known anomalies, as in the paper's
+                text, or all, as in its code.
+        """
+        mean = jnp.mean(self.embed(variables, x), axis=0)
+        return {**variables, "center": losses.clamp_center(mean)}
 
     def loss(self, variables, batch, key):
         own, network = _apart(variables)

@@ -98,16 +98,20 @@ class Stream:
         passes: how often the training itself will pass through it.
         needs_steps: whether the number of batches in a pass must be known.
         scaling: applied to `x`; None to find it in a survey.
+        devices: that share the batches.
 
     Attributes:
         example: the first rows, as they come; encoded, if they are a table.
         preprocessing: what is applied to `x`.
         has_anomalies: whether there are known anomalies, as far as it is known.
+        check: called with prepared rows before they are used; may raise ValueError.
 
     Raises:
         ValueError: if it is not such an iterable, is empty, or can be passed through
             only once but is needed more often.
     """
+
+    check: Callable[[np.ndarray], None] | None = None
 
     def __init__(
         self,
@@ -116,6 +120,7 @@ class Stream:
         passes: int,
         needs_steps: bool,
         scaling: preprocessing.Preprocessing | None = None,
+        devices: int = 1,
     ):
         if not callable(source) and not hasattr(source, "__iter__"):
             raise ValueError(
@@ -123,7 +128,7 @@ class Stream:
                 "training.training_set, streams.OnDisk, or an iterable of batches (x, "
                 "semi_targets)"
             )
-        self._source, self._begun = source, None
+        self._source, self._begun, self._devices = source, None, devices
         self._takes_epoch = _takes_epoch(source)
         has_length = hasattr(source, "__len__")
         surveys = scaling is None or (needs_steps and not has_length)
@@ -135,6 +140,7 @@ class Stream:
                 "function that returns an iterator"
             )
         self.preprocessing, self._steps = scaling, len(source) if has_length else 0
+        self._trusts_length = needs_steps and not surveys
         self.example: Any = None
         self.has_anomalies = True
         if surveys:
@@ -191,11 +197,11 @@ class Stream:
 
     def _survey(self, scaling):
         ranges, steps, seen = Ranges(), 0, set()
-        for x, targets in self._pass():
-            steps += 1
+        for number, (x, targets) in enumerate(self._pass()):
+            steps += len(x) // self._devices >= 2  # others are left out
             seen |= set(np.unique(targets).tolist())
             if scaling is None:
-                ranges.add(x, f"x of batch {steps - 1}")
+                ranges.add(x, f"x of batch {number}")
         labels.warn_of_ones("semi_targets", 1 in seen, -1 in seen)
         self._steps, self.has_anomalies = steps, -1 in seen
         if scaling is None:
@@ -209,21 +215,34 @@ class Stream:
         Where devices share the batches, the rows beyond a multiple of their number are
         left out, with a warning at the first time; batches of one row always are.
         """
-        begun, self._begun = self._begun, None
+        (begun, self._begun), made = (self._begun, None), 0
         if epoch and self._takes_epoch:
             begun = None  # which is of another epoch
         for number, (x, targets) in enumerate(begun or self._pass(epoch)):
             self.preprocessing.check(x, f"x of batch {number}")
             whole = len(x) // devices * devices
-            if whole < len(x) or whole < 2 * devices:
+            whole = whole if whole >= 2 * devices else 0
+            if whole < len(x):
                 warnings.warn(
-                    f"a batch of {len(x)} rows: the {len(x) % devices or len(x)} that "
-                    f"{devices} devices cannot share, or that are alone, are left out",
+                    f"a batch of {len(x)} rows: {len(x) - whole} of them are left out, "
+                    "since each device needs as many rows, and at least two",
                     stacklevel=2,
                 )
-            if whole >= 2 * devices:
-                prepared = preprocessing.prepared(self.preprocessing, x[:whole])
-                yield prepared, targets[:whole].astype(np.float32)
+            if whole:
+                made += 1
+                yield self._prepared(x[:whole]), targets[:whole].astype(np.float32)
+        if self._trusts_length and made != self._steps:
+            warnings.warn(
+                f"data has {self._steps} batches by its length, of which {made} are "
+                "used; milestones and schedules count them all: leave the others out",
+                stacklevel=2,
+            )
+
+    def _prepared(self, x):
+        found = preprocessing.prepared(self.preprocessing, x)
+        if self.check is not None:
+            self.check(found)
+        return found
 
     def pieces(
         self, plan: parallel.Plan, batch_size: int, epoch: int, key: jax.Array
@@ -274,8 +293,7 @@ class Stored(Stream):
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """All rows in the order of the files, in blocks: as of `Stream`."""
         for x, targets in self._data:
-            prepared = preprocessing.prepared(self.preprocessing, x)
-            yield prepared, targets.astype(np.float32)
+            yield self._prepared(x), targets.astype(np.float32)
 
     def pieces(
         self, plan: parallel.Plan, batch_size: int, epoch: int, key: jax.Array
@@ -293,8 +311,7 @@ class Stored(Stream):
             # Those beyond the last batch are read, and do not count.
             places = np.pad(places, (0, (most - count) * batch_size), "edge")
             places = plan.by_device(places.reshape(most, batch_size), 1)
-            x = stored.take(data.x, places.ravel())
-            x = preprocessing.prepared(self.preprocessing, x)
+            x = self._prepared(stored.take(data.x, places.ravel()))
             targets = data.semi_targets[places].astype(np.float32)
             yield Batch(x.reshape(*places.shape, *x.shape[1:]), targets), count
 

@@ -9,8 +9,6 @@ devices a `parallel.Plan`. All of it is written for one run.
 
 import dataclasses
 import functools
-import inspect
-import numbers
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -19,14 +17,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from deepsad_jax import checks, deprecated, labels, metrics, parallel, values
+from deepsad_jax import checks, deprecated, labels, metrics, optimizers, parallel
+from deepsad_jax.optimizers import Adam, Optimizer
 
 PyTree = Any
 Variables = dict[str, Any]
 History = dict[str, np.ndarray]
-
-# More would be a mistake, and what is recorded of them would fill the memory.
-_MOST_EPOCHS = 1_000_000
 
 
 class TrainingError(RuntimeError):
@@ -35,99 +31,6 @@ class TrainingError(RuntimeError):
 
 class DivergenceError(TrainingError):
     """The loss is no longer a finite number."""
-
-
-def is_finite(value: Any) -> bool:
-    """Whether it is a number that float32 holds."""
-    most = float(np.finfo(np.float32).max)
-    return isinstance(value, numbers.Real) and abs(value) <= most
-
-
-def is_count(value: Any, least: int = 0, most: int = _MOST_EPOCHS) -> bool:
-    """Whether it is an integer of a range."""
-    is_integer = isinstance(value, numbers.Integral) and not isinstance(value, bool)
-    return is_integer and least <= value <= most
-
-
-def _require(name, value, valid, allowed):
-    if not valid:
-        raise ValueError(f"{name} is {value!r}; it must be {allowed}")
-
-
-def _transformation(made):
-    is_one = isinstance(made, optax.GradientTransformation)
-    _require("what optimizer makes", made, is_one, "an optax.GradientTransformation")
-    return made
-
-
-@dataclasses.dataclass(frozen=True)
-class Adam:
-    """The paper's optimizer: Adam with coupled L2 and a step-wise learning rate.
-
-    A value that makes the optimizer from the number of steps in an epoch. L2 is added
-    to the gradient before Adam sees it, as in torch.optim.Adam.
-
-    Attributes:
-        learning_rate: > 0; divided by 10 at each milestone.
-        milestones: epochs (counted from 0) at which the learning rate drops.
-        weight_decay: factor of the parameters that is added to their gradient, >= 0.
-    """
-
-    learning_rate: float = 1e-4
-    milestones: tuple[int, ...] = (50,)
-    weight_decay: float = 0.5e-6
-
-    def __post_init__(self):
-        if isinstance(self.milestones, list):
-            object.__setattr__(self, "milestones", tuple(self.milestones))
-        rate, decay, epochs = self.learning_rate, self.weight_decay, self.milestones
-        _require("learning_rate", rate, is_finite(rate) and rate > 0, "> 0 and finite")
-        _require(
-            "weight_decay", decay, is_finite(decay) and decay >= 0, ">= 0 and finite"
-        )
-        _require(
-            "milestones",
-            epochs,
-            isinstance(epochs, tuple) and all(map(is_count, epochs)),
-            f"a tuple of epochs, integers from 0 to {_MOST_EPOCHS}",
-        )
-
-    def __call__(self, steps: jax.typing.ArrayLike) -> optax.GradientTransformation:
-        drops = dict.fromkeys(self.milestones, 0.1)
-        by_epoch = optax.piecewise_constant_schedule(self.learning_rate, drops)
-        return optax.chain(
-            optax.add_decayed_weights(self.weight_decay),
-            optax.scale_by_adam(),
-            optax.scale_by_learning_rate(lambda count: by_epoch(count // steps)),
-        )
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Optimizer(values.ByContent):
-    """An optimizer as a value: the function that makes it, and with what.
-
-    Optax's transformations are equal to themselves alone; stages that are to share
-    their compiled programs have these.
-
-    Attributes:
-        function: returns an `optax.GradientTransformation`; called with the options
-            and, if it has such an argument, with `steps`, those of an epoch.
-        options: pairs of a name and a value.
-    """
-
-    function: Callable
-    options: tuple[tuple[str, Any], ...] = ()
-
-    @property
-    def takes_steps(self) -> bool:
-        """Whether the function has the argument `steps`."""
-        return "steps" in inspect.signature(self.function).parameters
-
-    def __call__(self, steps: jax.typing.ArrayLike) -> optax.GradientTransformation:
-        options = dict(self.options)
-        if self.takes_steps:
-            options["steps"] = steps
-        return _transformation(self.function(**options))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,8 +44,8 @@ class Stage:
         batch_size: examples in a batch, over all devices, >= 2. Batches are always
             full: an epoch drops the surplus. Streams have batches of their own.
         on_divergence: what to do when the loss of an epoch is not finite: "stop", or
-            "rollback" to the state before that epoch and go on with updates of a tenth,
-            at most five times.
+            "rollback" to the state before that epoch and go on with updates of a tenth;
+            where that was tried, to the beginning; at most five times in all.
     """
 
     optimizer: optax.GradientTransformation | Callable = Adam()
@@ -152,7 +55,7 @@ class Stage:
 
     def __post_init__(self):
         epochs, batch_size = self.epochs, self.batch_size
-        _require(
+        checks.require(
             "optimizer",
             self.optimizer,
             isinstance(self.optimizer, optax.GradientTransformation)
@@ -160,16 +63,20 @@ class Stage:
             "an optax.GradientTransformation, such as optax.adam(1e-3), or a function "
             "of the steps in an epoch that makes one",
         )
-        _require(
-            "epochs", epochs, is_count(epochs), f">= 0, an integer up to {_MOST_EPOCHS}"
+        optimizers.check_hashable(self.optimizer)
+        checks.require(
+            "epochs",
+            epochs,
+            checks.is_count(epochs),
+            f">= 0, an integer up to {checks.MOST_EPOCHS}",
         )
-        _require(
+        checks.require(
             "batch_size",
             batch_size,
-            is_count(batch_size, 2, np.iinfo(np.int32).max),
+            checks.is_count(batch_size, 2, np.iinfo(np.int32).max),
             ">= 2 for batch normalization, an integer",
         )
-        _require(
+        checks.require(
             "on_divergence",
             self.on_divergence,
             self.on_divergence in ("stop", "rollback"),
@@ -196,7 +103,7 @@ class Stage:
     def optimizer_for(self, steps: Any) -> optax.GradientTransformation:
         """The optimizer of an epoch of so many steps."""
         is_made = isinstance(self.optimizer, optax.GradientTransformation)
-        return self.optimizer if is_made else _transformation(self.optimizer(steps))
+        return self.optimizer if is_made else optimizers.checked(self.optimizer(steps))
 
 
 PRETRAIN = Stage(Adam(weight_decay=0.5e-3))
@@ -359,7 +266,11 @@ def make_step(objective: Any, optimizer: optax.GradientTransformation) -> Callab
         if parallel.shares() > 1:  # statistics of modules that know of one share
             variables = jax.tree.map(_same_on_all, variables)
         params = state.variables["params"]
-        updates, opt_state = optimizer.update(gradients, state.opt_state, params)
+        more = {}
+        if isinstance(optimizer, optax.GradientTransformationExtraArgs):
+            more["value"] = parallel.mean(jnp.mean(losses))
+        update = functools.partial(optimizer.update, gradients, state.opt_state)
+        updates, opt_state = optimizers.update_with(update, params, more)
         updates = jax.tree.map(lambda u: state.slowdown * u, updates)
         params = optax.apply_updates(params, updates)
         recorded = {"loss": metrics.Mean.of(losses), **recorded}

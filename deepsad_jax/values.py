@@ -35,9 +35,7 @@ def key(value: Any, where: str = "the value") -> Any:
     Raises:
         ValueError: for what has neither content nor identity; it is named.
     """
-    if isinstance(value, (np.ndarray, jax.Array)) and not jax.dtypes.issubdtype(
-        value.dtype, jax.dtypes.prng_key
-    ):
+    if isinstance(value, _ARRAYS) and not _is_key(value):
         array = np.asarray(value)
         return "array", array.shape, str(array.dtype), array.tobytes()
     if (dtype := _dtype(value)) is not None:
@@ -131,10 +129,25 @@ def _is_of_library(module: str) -> bool:
     return "site-packages" in file or "dist-packages" in file
 
 
+def numbers(leaf: Any) -> Any:
+    """An array as it is; of random keys, their data."""
+    return jax.random.key_data(leaf) if _is_key(leaf) else leaf
+
+
+def like(array: Any, leaf: Any) -> Any:
+    """The inverse of `numbers`, for the kind of a leaf."""
+    if not _is_key(leaf):
+        return array
+    return jax.random.wrap_key_data(array, impl=jax.random.key_impl(leaf))
+
+
+def _is_key(leaf: Any) -> bool:
+    dtype = getattr(leaf, "dtype", None)
+    return dtype is not None and jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key)
+
+
 def _digest(leaf: jax.Array) -> tuple[Any, ...]:
-    if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-        leaf = jax.random.key_data(leaf)
-    leaf = np.asarray(leaf)
+    leaf = np.asarray(numbers(leaf))
     return leaf.shape, str(leaf.dtype), hashlib.sha256(leaf.tobytes()).digest()
 
 
@@ -218,6 +231,10 @@ def to_json(value: Any, *, missing: bool = False) -> Any:
     """
     if value is None or isinstance(value, (bool, int, str)):
         return value
+    if isinstance(value, np.bool_):
+        return bool(value)
+    if isinstance(value, np.number):  # whose type counts where it meets others
+        return {"number": str(value), "dtype": value.dtype.name}
     if isinstance(value, float):
         return value if math.isfinite(value) else {"float": str(value)}
     if isinstance(value, (list, tuple)):
@@ -238,16 +255,21 @@ def to_json(value: Any, *, missing: bool = False) -> Any:
 def _all(mapping, missing):
     found = {}
     for name, value in mapping.items():
+        if not isinstance(name, str):
+            raise ValueError(
+                f"{name!r} is a key of a dictionary, which is a text in a file; take "
+                "pairs, or texts"
+            )
         try:
             # What is missing is named by the outermost field that holds it.
-            found[str(name)] = to_json(value)
+            found[name] = to_json(value)
         except ValueError as error:
             if not missing:
                 raise
             if hasattr(value, "score"):  # an objective in another names its own
-                found[str(name)] = to_json(value, missing=True)
+                found[name] = to_json(value, missing=True)
             else:
-                found[str(name)] = {"missing": str(error)}
+                found[name] = {"missing": str(error)}
     return found
 
 
@@ -285,6 +307,8 @@ def from_json(content: Any, own: Mapping[str, Any] | None = None) -> Any:
         return {name: from_json(v) for name, v in content["mapping"].items()}
     if "float" in content:
         return float(content["float"])
+    if "number" in content:
+        return jax.numpy.dtype(content["dtype"]).type(content["number"])
     if "dtype" in content:
         return jax.numpy.dtype(content["dtype"])
     if "type" in content:

@@ -11,7 +11,7 @@ from typing import Any
 import ml_collections
 import optax
 
-from deepsad_jax import modules, networks, objectives, training, values
+from deepsad_jax import checks, modules, networks, objectives, training, values
 
 ConfigDict = ml_collections.ConfigDict
 # What config.train.loss may be, the default first.
@@ -134,7 +134,7 @@ def check_networks(config: ConfigDict) -> None:
         raise ValueError(
             f"encoder is {config.encoder!r} and network is {config.network!r}; give one"
         )
-    if not (training.is_finite(config.slope) and config.slope >= 0):
+    if not (checks.is_finite(config.slope) and config.slope >= 0):
         raise ValueError(f"slope is {config.slope}; it must be >= 0 and finite")
     for name in ("network", "encoder", "decoder"):
         if ":" in config[name] and name != "network":

@@ -91,10 +91,11 @@ def test_public_modules_are_all_reached():
         "trees",
     }
     private |= {
-        "formulations",
         "divergence",
+        "formulations",
         "forward",
         "loops",
+        "optimizers",
         "patches",
         "pieces",
         "ranges",

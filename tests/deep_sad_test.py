@@ -364,6 +364,14 @@ def test_groups_are_recorded_as_training_sees_them(blobs):
             {"eta": 2.0, "loss": "one_class"},
             "eta is 2.0, but the loss has no option eta",
         ),
+        "eta of the soft boundary": (
+            {"eta": 2.0, "loss": "soft_boundary"},
+            "eta is 2.0, but soft_boundary sees no labels",
+        ),
+        "nu of another loss": (
+            {"nu": 0.3},
+            "nu is 0.3, which is of soft_boundary alone",
+        ),
         "nu of 1": (
             {"loss": "soft_boundary", "nu": 1.0},
             "nu is 1.0; it must be in (0, 1)",

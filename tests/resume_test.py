@@ -18,6 +18,7 @@ import sys
 import jax
 import kill_harness
 import numpy as np
+import optax
 import pytest
 
 import deepsad_jax as sad
@@ -104,6 +105,14 @@ def stopped(tmp_path_factory):
 def test_a_fit_stopped_after_every_epoch_ends_the_same(method, undisturbed, tmp_path):
     stop_after(tmp_path, method, 2 * EPOCHS)
     assert_same(go_on(tmp_path, method), undisturbed[method])
+
+
+def test_an_optimizer_that_draws_goes_on_with_its_draws(tmp_path):
+    drawing = optax.chain(optax.add_noise(0.01, 0.5, 0), optax.sgd(1e-2))
+    stage = dataclasses.replace(STAGE, optimizer=drawing)
+    stop_after(tmp_path, "supervised", 1, stage=stage)
+    expected = fit("supervised", stage=stage)
+    assert_same(go_on(tmp_path, "supervised", stage=stage), expected)
 
 
 @pytest.mark.parametrize(

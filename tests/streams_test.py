@@ -1,5 +1,6 @@
 """Batches from any iterable: one pass is one epoch, and nothing else is held."""
 
+import dataclasses
 import os
 import pathlib
 import subprocess
@@ -13,7 +14,7 @@ import optax
 import pytest
 
 import deepsad_jax as sad
-from deepsad_jax import checkpoints, preprocessing, streams, training
+from deepsad_jax import checkpoints, networks, preprocessing, streams, training
 
 KEY = jax.random.key(0)
 RNG = np.random.default_rng(0)
@@ -269,6 +270,32 @@ def test_batches_of_any_size_are_trained_on_but_no_single_rows(streamed):
             fit([(X[39:40], TARGETS[39:40])])
 
 
+def test_schedules_count_the_batches_that_are_used():
+    told = []
+
+    def optimizer(steps):
+        told.append(steps)
+        return optax.sgd(1e-2)
+
+    uneven = [(X[a:b], TARGETS[a:b]) for a, b in [(0, 32), (32, 63), (63, 64)]]
+    stage = training.Stage(optimizer, epochs=1)
+    with pytest.warns(UserWarning, match="1 of them are left out"):
+        fit(lambda: iter(uneven), train=stage)
+    assert {*told} == {2}
+    scaling = preprocessing.Unchanged()
+    with pytest.warns(UserWarning, match="3 batches by its length, of which 2 are use"):
+        fit(uneven, train=stage, preprocessing=scaling)
+
+
+@pytest.mark.parametrize("kind", [streams.OnDisk, lambda *rows: [rows]])
+def test_generative_models_of_streams_want_the_unit_interval(kind):
+    method = sad.detectors.METHODS["vae"](encoder=networks.MLPEncoder((8,), 3))
+    method = dataclasses.replace(method, pretrain=training.Stage(ADAM, 1, 32))
+    unchanged = preprocessing.Unchanged()
+    with pytest.raises(ValueError, match=r"x has values from .* features in \[0, 1\]"):
+        method.fit(KEY, kind(3 * X, TARGETS), preprocessing=unchanged)
+
+
 def test_the_center_and_the_radius_are_those_of_all_rows():
     options = {"train": training.Stage(ADAM, epochs=0), "loss": "soft_boundary"}
     data = training.training_set(X, TARGETS)
@@ -468,7 +495,7 @@ def check_devices():
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         fit(source, plan=plan)
-    assert "a batch of 4 rows: the 4 that 4 devices cannot share" in str(
+    assert "a batch of 4 rows: 4 of them are left out" in str(
         [str(warning.message) for warning in caught]
     )
     found = sad.score(one, Batches(size=7), plan=plan)
@@ -476,7 +503,7 @@ def check_devices():
     try:
         fit([(X[:7], TARGETS[:7])], plan=plan, preprocessing=one.preprocessing)
     except ValueError as error:
-        assert "no batch of data has rows for every device" in str(error), error
+        assert "no batch of data has two rows for every device" in str(error), error
     else:
         raise AssertionError("7 rows on 4 devices")
 

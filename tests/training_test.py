@@ -283,3 +283,51 @@ def test_what_makes_an_optimizer_makes_one():
         training.Stage(optax.adam)
     with pytest.raises(ValueError, match="what optimizer makes is 0.1; it must be"):
         training.Stage(lambda steps: 0.1).optimizer_for(3)
+
+
+def _fit(optimizer, **options):
+    rng = np.random.default_rng(0)
+    data = training.training_set(rng.random((64, 4), np.float32), np.zeros(64))
+    stage = training.Stage(optimizer, epochs=3, batch_size=32)
+    encoder = nn.Dense(3, use_bias=False)
+    options = {"encoder": encoder, "train": stage, **options}
+    return sad.fit(jax.random.key(0), data, **options)
+
+
+def test_an_optimizer_that_looks_at_the_loss_is_given_it():
+    plateau = optax.contrib.reduce_on_plateau(factor=0.1, patience=0, atol=1e9)
+    _, slowed = _fit(optax.chain(optax.sgd(0.1), plateau))
+    _, plain = _fit(optax.sgd(0.1))
+    losses_ = [r.history["train"]["loss"] for r in (slowed, plain)]
+    assert losses_[0][0] == pytest.approx(losses_[1][0], rel=0.2)
+    assert losses_[0][-1] > 1.1 * losses_[1][-1]  # never good enough: ever slower
+
+
+def test_optimizers_that_cannot_be_are_refused_in_a_sentence():
+    with pytest.raises(ValueError, match=r"update\(\) is missing .* 'value_fn', and a"):
+        _fit(optax.lbfgs())
+
+    @dataclasses.dataclass
+    class Thawed:
+        def __call__(self, steps):
+            return optax.sgd(0.1)
+
+    with pytest.raises(ValueError, match="optimizer, a Thawed, cannot be hashed"):
+        training.Stage(Thawed())
+    with pytest.warns(UserWarning, match="schedule-free optimizer has other param"):
+        _fit(optax.contrib.schedule_free_sgd(1e-2))
+    with pytest.raises(ValueError, match="keeper is 'folder'; it must be a checkpoin"):
+        _fit(optax.sgd(0.1), keeper="folder")
+
+
+def test_debugging_of_nans_finds_none():
+    with jax.debug_nans(True):
+        _fit(optax.sgd(0.1))
+
+
+def test_embeddings_are_float32_whatever_computes_them():
+    encoder = nn.Dense(3, use_bias=False, dtype=jnp.bfloat16)
+    fitted, _ = _fit(optax.sgd(0.1), encoder=encoder)
+    x = np.zeros((2, 4), np.float32)
+    assert sad.embed(fitted, x).dtype == np.float32
+    assert jax.eval_shape(lambda x: sad.embed(fitted, x), x).dtype == np.float32

@@ -126,6 +126,7 @@ WRITTEN = {
     "infinite": (math.inf, -math.inf),
     "mapping": {"a": 1, "b": (1.5, {"c": None})},
     "dtype": jnp.dtype("bfloat16"),
+    "numbers": (np.int64(8), np.float32(0.1), np.float64(0.1), np.float64("inf")),
     "function": losses.deep_sad_loss,
     "class": Small,
     "partial": functools.partial(weighted, weight=2.0),
@@ -146,6 +147,11 @@ def test_values_survive_json(value):
     found = values.from_json(written)
     assert type(found) is type(value)
     assert values.key(found) == values.key(value)
+
+
+def test_keys_that_are_no_texts_are_refused():
+    with pytest.raises(ValueError, match="3 is a key of a dictionary, which is a text"):
+        values.to_json({3: 1.0})
 
 
 def test_nan_survives_json():

@@ -15,7 +15,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from deepsad_jax import forward, methods, model, modules, training, trees, values
+from deepsad_jax import (
+    checks,
+    forward,
+    methods,
+    model,
+    modules,
+    training,
+    trees,
+    values,
+)
 from deepsad_jax.detectors import companions
 
 # Scores count within so many deviations below and above the usual.
@@ -105,7 +114,7 @@ def opinions(fitted: model.Model, x: Any) -> dict[str, np.ndarray]:
 
 def check(method: Any, run: methods.Run) -> None:
     """Raises ValueError for members or companions that cannot be."""
-    if not training.is_count(method.members, 1, 1000):
+    if not checks.is_count(method.members, 1, 1000):
         raise ValueError(
             f"members is {method.members!r}; it must be an integer from 1 to 1000"
         )

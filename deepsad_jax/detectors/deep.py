@@ -163,9 +163,12 @@ class Deep(methods.Method):
                     passes=sum(stage.epochs for stage in stages) + self.other_passes(),
                     needs_steps=any(s.needs_steps and s.epochs for s in stages),
                     scaling=scaling,
+                    devices=devices,
                 )
             self._check_anomalies(stream.has_anomalies)
             self._check_start(self.pair(stream.shape))
+            for objective in self.objectives(stream.shape):
+                forward.check_state(objective, stream.shape)
             return [stream], [stream.preprocessing]
         ready, found, shared = [], [], {}
         for run in runs:

@@ -21,6 +21,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from deepsad_jax import (
+    checks,
+    divergence,
     epochs,
     losses,
     methods,
@@ -187,9 +189,9 @@ class DeepSAD(deep.Deep):
         return functools.partial(loss, eta=self.eta)
 
     def check(self, run: methods.Run, devices: int = 1) -> None:
-        if not (training.is_finite(self.eta) and self.eta > 0):
+        if not (checks.is_finite(self.eta) and self.eta > 0):
             raise ValueError(f"eta is {self.eta!r}; it must be > 0 and finite")
-        if not (training.is_finite(self.nu) and 0 < self.nu < 1):
+        if not (checks.is_finite(self.nu) and 0 < self.nu < 1):
             raise ValueError(f"nu is {self.nu!r}; it must be in (0, 1)")
         if self.center not in ("all", "without_anomalies"):
             raise ValueError(
@@ -197,6 +199,10 @@ class DeepSAD(deep.Deep):
             )
         if self.loss != "soft_boundary":
             self._loss()
+            if self.nu != DeepSAD.nu:
+                raise ValueError(f"nu is {self.nu}, which is of soft_boundary alone")
+        elif self.eta != DeepSAD.eta:
+            raise ValueError(f"eta is {self.eta}, but soft_boundary sees no labels")
         committee.check(self, run)
         super().check(run, devices)
 
@@ -253,7 +259,7 @@ class DeepSAD(deep.Deep):
             objective,
             self.train,
             trainer.put(starts),
-            functools.partial(_check_history, [s["center"] for s in starts]),
+            functools.partial(divergence.check_spread, [s["center"] for s in starts]),
         )
         finished = trainer.take(variables)
         if self.loss == "soft_boundary":
@@ -385,16 +391,3 @@ def _warn_of_suspects(encoder, variables, trainer) -> list[str]:
     )
     warnings.warn(note, stacklevel=4)
     return [note]
-
-
-def _check_history(centers, history, epoch: int) -> None:
-    divergence.check_finite(history, epoch)
-    spread = np.ravel(history["spread"][..., epoch])[: len(centers)]
-    sizes = np.sqrt(np.mean(np.square(centers), axis=-1))
-    # Below the rounding of the embeddings themselves, they are all one point.
-    if np.any(spread <= 1e-6 * sizes):
-        raise training.TrainingError(
-            f"the hypersphere collapsed in epoch {epoch + 1}: all embeddings are "
-            "equal, so all scores would be; check that the features vary, and try "
-            "pretraining, a smaller learning rate or a smaller weight decay"
-        )

@@ -13,6 +13,7 @@ import flax.linen as nn
 import numpy as np
 
 from deepsad_jax import (
+    checks,
     epochs,
     generative,
     methods,
@@ -74,7 +75,7 @@ class _Generative(deep.Deep):
         return found
 
     def check(self, run: methods.Run, devices: int = 1) -> None:
-        if not (training.is_finite(self.alpha) and self.alpha >= 0):
+        if not (checks.is_finite(self.alpha) and self.alpha >= 0):
             raise ValueError(f"alpha is {self.alpha}; it must be >= 0 and finite")
         if self.uses_vae and self.pretrain is None and self.initial is None:
             raise ValueError(
@@ -159,10 +160,17 @@ class M1M2(M2):
 
 
 def _check_range(data: Any) -> None:
-    """Raises ValueError unless x is uint8 or, up to rounding, in [0, 1]."""
-    if not isinstance(data, training.TrainingSet) or data.x.dtype == np.uint8:
+    """Raises ValueError unless x is uint8 or, up to rounding, in [0, 1]; for a stream
+    when its rows come."""
+    if not isinstance(data, training.TrainingSet):
+        data.check = _check_rows
+    else:
+        _check_rows(data.x[np.asarray(data.indices)[: int(data.size)]])
+
+
+def _check_rows(x: np.ndarray) -> None:
+    if x.dtype == np.uint8:
         return
-    x = data.x[np.asarray(data.indices)[: int(data.size)]]
     low, high = float(x.min()), float(x.max())
     if low < -1e-3 or high > 1.001:
         raise ValueError(
