@@ -101,6 +101,13 @@ def is_number(value: Any) -> bool:
     return type(value) in (int, float) and abs(value) <= most
 
 
+def is_number_like(value: Any) -> bool:
+    """Whether it is one real number, of Python's or of an array without axes."""
+    if getattr(value, "ndim", None) == 0:
+        return value.dtype.kind in "iuf"
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
 def takes_rate(function: Callable) -> bool:
     """Whether it would take the number of steps for a learning rate: `optax.adam`."""
     try:

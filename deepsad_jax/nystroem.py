@@ -20,7 +20,9 @@ from deepsad_jax.data import memory
 _BLOCK, _SEEN, _PASSES, _KEPT = 4096, 10**6, 100, 2**28
 # Widths of the smooth part of the hinge, in mean squared lengths of the features.
 _SMOOTH = (1e-1, 1e-2, 1e-3)
-_MOST_STEPS, _TOLERANCE = 100, 1e-6
+_MOST_STEPS, _TOLERANCE = 300, 1e-6
+# Added to the Hessian, in means of its diagonal: where a step fails, a hundred times.
+_LEAST = 1e-9
 
 
 class Expansion(NamedTuple):
@@ -177,11 +179,12 @@ class _Primal:
 
     def _minimum(self, point, width, free):
         value, gradient, hessian = self._around(point, width)
+        damping = _LEAST
         for _ in range(_MOST_STEPS):
             if np.abs(gradient[:free]).max() < _TOLERANCE:
                 break
             inner = hessian[:free, :free]
-            ridge = 1e-9 * np.trace(inner) / free
+            ridge = damping * np.trace(inner) / free
             step = np.zeros_like(point)
             step[:free] = -np.linalg.solve(
                 inner + ridge * np.eye(free), gradient[:free]
@@ -189,10 +192,16 @@ class _Primal:
             slope, size = gradient @ step, 1.0
             while self._value(point + size * step, width) > value + 1e-4 * size * slope:
                 size /= 2
-                if size < 1e-10:
-                    return point
-            point = point + size * step
-            value, gradient, hessian = self._around(point, width)
+                if size < 1e-3:
+                    break
+            else:
+                point, damping = point + size * step, max(_LEAST, damping / 10)
+                value, gradient, hessian = self._around(point, width)
+                continue
+            # No labeled row is where the hinge is bent, so nothing says how far to go.
+            damping *= 100
+            if damping > 1e12:
+                break
         return point
 
     def _excess(self, point):

@@ -23,6 +23,8 @@ INSTALL = "pip install --no-deps jax2onnx && pip install onnx onnx-ir onnxruntim
 _NEEDED = ("jax2onnx", "onnx.compose", "onnxruntime")
 _TOLERANCE = 1e-5
 _PROVIDER = "CPUExecutionProvider"
+# What numbers become where the program is one of float32.
+_NARROW = {"float64": "float32"}
 # Functions within a function, and which parameter they are.
 _INNER = {
     "jit": "jaxpr",
@@ -54,7 +56,10 @@ def convert(found: Any) -> tuple[bytes, dict[str, Any]]:
                 f"{found.about['method']}: {checkpoints.reason(error)}; the format "
                 "stablehlo takes all models"
             ) from error
-    return made, {"opset": OPSET, "versions": versions}
+    outputs = found.about["outputs"]
+    if not found.is_wide:
+        outputs = [{**o, "dtype": _NARROW.get(o["dtype"], o["dtype"])} for o in outputs]
+    return made, {"opset": OPSET, "versions": versions, "outputs": outputs}
 
 
 @contextlib.contextmanager

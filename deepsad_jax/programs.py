@@ -149,7 +149,7 @@ def program(made: Any) -> Program:
     fitted = parts[0]
     scaling, shape = fitted.preprocessing, tuple(fitted.info["shape"])
     found = Program(
-        lambda x: [part.preprocessing(x) for part in parts],
+        lambda x: [_prepared(part.preprocessing, x) for part in parts],
         functools.partial(_judged, made, parts),
         shape,
         _dtype(scaling),
@@ -221,6 +221,17 @@ def _drawn(scaling, shape):
     return share
 
 
+def _prepared(scaling, x):
+    """Prepared rows; infinite where a robust scaling would hide values that are too far
+    from those of the training."""
+    rows, far = scaling(x), False
+    for i, column in enumerate(getattr(scaling, "columns", ())):
+        if getattr(column, "width", None) is not None:
+            span = (column.high - column.low) or 1.0
+            far |= jnp.abs((x[:, i] - column.low) / span) > _FARTHEST
+    return rows if far is False else jnp.where(far[:, None], jnp.inf, rows)
+
+
 def _judged(made, parts, rows):
     scores = [_score(*pair) for pair in zip(parts, rows, strict=True)]
     if isinstance(made, model.Model):
@@ -259,7 +270,13 @@ def _of_folds(made, own, by_fold):
 
 
 def _share(count, size, is_known):
-    return jnp.where(is_known, count.astype(float) / (size + 1), jnp.nan)
+    """The p-values as they are elsewhere, or the next number below in float32: XLA
+    would divide by way of the reciprocal, and be above some rates that they equal."""
+    exact = np.arange(size + 2) / (size + 1)
+    shares = exact.astype(jax.dtypes.canonicalize_dtype(float))
+    above = shares.astype(float) > exact
+    shares[above] = np.nextafter(shares[above], np.zeros_like(shares[above]))
+    return jnp.where(is_known, jnp.asarray(shares)[count], jnp.nan)
 
 
 def _at_least(calibration, scores):

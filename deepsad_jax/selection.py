@@ -101,6 +101,8 @@ class Shallow(methods.Method):
         """The way that chooses the number; None for labels that are not yet known."""
         if self.selection:
             return self.selection
+        if getattr(self, self.parameter, 0):
+            return "none"  # it is given
         few = semi_targets is not None and np.sum(semi_targets == -1) < 2
         few_labels = self.preferred == "train_labels" and few
         return "none" if few_labels else self.preferred
@@ -120,6 +122,12 @@ class Shallow(methods.Method):
             raise ValueError(
                 f"selection is {self.selection!r}; for {self.method} it must be one of "
                 f'{", ".join(self.selections)}, or "" for what suits the data'
+            )
+        given = getattr(self, self.parameter, 0)
+        if given and by != "none":
+            raise ValueError(
+                f"{self.parameter} is {given}, but selection {by} would choose it; "
+                "leave out one of the two"
             )
         known = int(np.sum(semi_targets == -1))
         others = len(semi_targets) - known

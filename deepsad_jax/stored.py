@@ -79,7 +79,12 @@ class Array:
         return max(1, math.prod(self.shape[1:]) * self.dtype.itemsize)
 
     def take(self, rows: np.ndarray) -> np.ndarray:
-        """Rows by their numbers from 0, in any order, `[len(rows), ...]`."""
+        """Rows by their numbers from 0, or from the end below it, in any order,
+        `[len(rows), ...]`."""
+        rows = np.asarray(rows)
+        rows = np.where(rows < 0, rows + len(self), rows)
+        if rows.size and not 0 <= rows.min() <= rows.max() < len(self):
+            raise IndexError(f"{self.path} has {len(self)} rows, numbered from 0")
         size = max(1, _WINDOW // self.row_bytes)
         with open(self.path, "rb") as file:
             if len(self) <= size:
@@ -104,7 +109,13 @@ class Array:
                 return self._between(first, max(first, last))
             return self.take(np.arange(first, last, step))
         rows = np.asarray(rows)
-        return self.take(np.flatnonzero(rows) if rows.dtype == bool else rows)
+        if rows.ndim == 0:
+            return self.take(rows[None])[0]
+        if rows.dtype != bool:
+            return self.take(rows)
+        if rows.shape != (len(self),):
+            raise IndexError(f"a mask of {rows.shape} is not one of {len(self)} rows")
+        return self.take(np.flatnonzero(rows))
 
     def _gathered(self, file, low, count, rows):
         """Rows, counted from `low` on, of a window of so many."""

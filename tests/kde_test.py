@@ -73,6 +73,8 @@ def test_equal_examples_have_a_density():
     [
         ({"bandwidth": 0.0}, "bandwidth is 0.0; it must be finite and > 0"),
         ({"bandwidth": np.nan}, "bandwidth is nan"),
+        ({"bandwidth": "scott"}, "bandwidth is 'scott'; it must be finite and > 0"),
+        ({"bandwidth": [1.0, 2.0]}, r"bandwidth has shape \(2,\); it must be one"),
         ({"bandwidth": 1.0, "kernel": "cosine"}, "kernel is 'cosine'; it must be one"),
     ],
 )
@@ -81,10 +83,26 @@ def test_wrong_options_are_refused(options, message):
         kde.fit(draw(), **options)
 
 
-@pytest.mark.parametrize("folds", [1, 204])
+def test_a_given_bandwidth_is_that_of_the_density():
+    _, found = kde.KDE(bandwidth=0.3).fit_rows(draw(), np.zeros(203))
+    assert found["value"] == 0.3 and found["by"] == "none"
+    with pytest.raises(ValueError, match="bandwidth is 0.3, but selection likelihood"):
+        kde.KDE(bandwidth=0.3, selection="likelihood").check_labels(np.zeros(203))
+
+
+def test_rows_far_from_zero_are_told_apart():
+    x, new = draw() + 1.7e9, draw(20, seed=1) + 1.7e9  # as seconds since 1970
+    theirs = sklearn.neighbors.KernelDensity(bandwidth=0.2).fit(x - 1.7e9)
+    found = kde.log_density(kde.fit(x, bandwidth=0.2), new)
+    np.testing.assert_allclose(found, theirs.score_samples(new - 1.7e9), atol=1e-4)
+
+
+@pytest.mark.parametrize("folds", [1, 204, 2.5, "a"])
 def test_wrong_numbers_of_folds_are_refused(folds):
-    with pytest.raises(ValueError, match=f"folds is {folds}; it must be at least 2"):
+    with pytest.raises(ValueError, match=f"folds is {folds!r}; it must be at least 2"):
         kde.cross_validate(draw(), [1.0], folds=folds)
+    with pytest.raises(ValueError, match="bandwidths is 1.0; it must be a list"):
+        kde.cross_validate(draw(), 1.0)
 
 
 @pytest.mark.parametrize("kernel", kde.KERNELS)
@@ -110,6 +128,8 @@ def test_the_rule_of_thumb_is_scotts():
     found = kde.KDE().default(x, seed=0)
     assert found == pytest.approx(factor * x.std(), rel=1e-9)
     assert kde.KDE(bandwidth=0.3).default(x, seed=0) == 0.3
+    # float32 rounds the mean of equal rows.
+    assert kde.KDE().default(np.full((1000, 3), 0.1, np.float32), seed=0) == 1.0
 
 
 def test_candidates_share_distances_and_score_as_alone():

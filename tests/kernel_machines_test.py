@@ -55,6 +55,22 @@ def test_the_machine_is_libsvms(kernel, nu, n):
         np.testing.assert_allclose(weights, expected, atol=1e-4)
 
 
+def test_rows_far_from_zero_are_told_apart():
+    """Such as seconds since 1970."""
+    x, new = draw(200, 2) + 1.7e9, draw(50, 2, seed=1) + 1.7e9
+    theirs = sklearn.svm.OneClassSVM(gamma=0.5, nu=0.1, tol=1e-6).fit(x - 1.7e9)
+    found = machines.score(machines.fit_ocsvm(x, nu=0.1, kernel=Kernel(0.5)), new)
+    expected = -theirs.decision_function(new - 1.7e9)
+    np.testing.assert_allclose(found, expected, atol=1e-3 * np.ptp(expected))
+
+
+def test_a_given_gamma_is_that_of_the_machine():
+    targets = np.repeat([-1, 0], [3, 57])
+    for method in (machines.SSAD, machines.OneClassSVM):
+        _, found = method(gamma=0.25).fit_rows(draw(60), targets)
+        assert found["value"] == 0.25 and found["by"] == "none"
+
+
 def test_nu_bounds_the_share_outside():
     x = draw(500)
     model = machines.fit_ocsvm(x, nu=0.2, kernel=Kernel(0.3))
@@ -124,6 +140,12 @@ def test_the_rule_of_thumb_is_one_over_the_median_squared_distance():
         found = options.default(x, seed=0)
         assert found == pytest.approx(1 / np.median(squared), rel=1e-9)
     assert machines.SSAD().default(np.ones((4, 2)), seed=0) == 1.0
+    # Rows that are equal are no further apart than what is rounded.
+    x = 100 * draw(200, 64)
+    x[:150] = x[0]
+    squared = scipy.spatial.distance.pdist(x, "sqeuclidean")
+    found = machines.OneClassSVM().default(x, seed=0)
+    assert found == pytest.approx(1 / np.median(squared[squared > 0]), rel=1e-9)
     assert machines.SSAD(gamma=0.25).default(x, seed=0) == 0.25
 
 
@@ -137,6 +159,13 @@ def test_the_rule_of_thumb_is_one_over_the_median_squared_distance():
         (machines.SSAD(kernel="poly", degree=10**9), "degree is 1000000000; it must"),
         (machines.OneClassSVM(kernel="poly", coef0=np.nan), "coef0 is nan; it must be"),
         (machines.OneClassSVM(nu=2.0), r"nu is 2.0; it must be in \(0, 1\]"),
+        (machines.OneClassSVM(nu="a"), "nu is 'a'; it must be in"),
+        (machines.SSAD(kappa="a"), "kappa is 'a'; it must be finite"),
+        (machines.SSAD(C_normal=None), "C_normal is None; it must be finite"),
+        (
+            machines.SSAD(gamma=0.5, selection="train_labels"),
+            "gamma is 0.5, but selection train_labels would choose it",
+        ),
     ],
 )
 def test_wrong_options_are_refused(options, message):

@@ -6,6 +6,7 @@ from scipy import stats
 
 from deepsad_jax import kernels, nystroem
 from deepsad_jax.data import memory
+from deepsad_jax.detectors import kernel_machines as machines
 from deepsad_jax.detectors.kde import KDE
 from deepsad_jax.detectors.kernel_machines import SSAD, OneClassSVM
 
@@ -39,6 +40,26 @@ def test_ssad_with_all_rows_as_landmarks_is_that_of_the_dual(bounds):
     assert stats.spearmanr(exact, found)[0] > 0.998
     # Their hinge is smooth over a thousandth, ours has a corner.
     np.testing.assert_allclose(found, exact, atol=0.05 * np.ptp(exact))
+
+
+@pytest.mark.parametrize("name, gamma", [("rbf", 1.0), ("poly", 0.3), ("linear", 1.0)])
+@pytest.mark.parametrize("seed", range(3))
+def test_the_minimum_is_found_where_no_row_is_on_the_margin(name, gamma, seed):
+    rng = np.random.default_rng(seed)
+    x, targets = rng.random((120, 3)), np.zeros(120, int)
+    x[:5] += 2  # clearly outside
+    targets[:5] = -1
+    kernel = kernels.Kernel(gamma, 0.0, name)
+    upper, options = np.ones(120), {"kappa": 1.0, "kernel": kernel}
+    exact = machines.fit_ssad(x, targets, **options)
+    found = nystroem.fit_ssad(
+        x, targets, upper=upper, components=120, seed=seed, **options
+    )
+    phi = kernel(np.asarray(kernels.base(name, x, found.x)))
+    scores = found.threshold - phi @ found.weights
+    scale = np.ptp(machines.score(exact, x))
+    expected = machines.score(exact, x)
+    np.testing.assert_allclose(scores, expected, atol=0.05 * scale)
 
 
 def test_the_one_class_svm_with_all_rows_as_landmarks_orders_as_libsvm():

@@ -228,6 +228,19 @@ def test_folds_judge_together(rate):
     served.assert_is_said(said(made, x), expected)
 
 
+@pytest.mark.parametrize("size", [19, 149, 299])
+@pytest.mark.parametrize("wide", [True, False])
+def test_no_p_value_is_above_the_rate_that_it_equals(size, wide):
+    counts = np.arange(1, size + 2)
+    with jax.enable_x64(wide):
+        share = jax.jit(lambda count: programs._share(count, size, count > 0))
+        found = np.asarray(share(counts))
+    exact = counts / (size + 1)
+    assert found.dtype == (np.float64 if wide else np.float32)
+    assert (found.astype(float) <= exact).all()
+    np.testing.assert_allclose(found, exact, rtol=0 if wide else 2e-7)
+
+
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 127, 128, 129])
 def test_equal_scores_count_against_an_alarm(size):
     rng = np.random.default_rng(size)
@@ -277,6 +290,20 @@ def test_what_the_library_refuses_is_no_number(detector):
     for name in ("score", "p_value"):
         np.testing.assert_array_equal(np.isnan(found[name]), [True, True, False])
     assert not found["is_anomaly"][:2].any()
+
+
+def test_what_a_robust_scaling_hides_is_no_number_either():
+    scaling = tables.learn(served.table(200, 0), scaling="robust")
+    x = scaling.encode(served.table(4, 5))
+    places = [i for i, c in enumerate(scaling.columns) if hasattr(c, "width")]
+    for row, value in enumerate((1e300, -1e20, np.nan)):
+        x[row, places[0]] = value
+    with jax.enable_x64(True):
+        found = np.asarray(jax.jit(programs._prepared, static_argnums=0)(scaling, x))
+    far = np.isinf(found).all(axis=1)
+    assert far.tolist() == [True, True, False, False]
+    with pytest.raises(ValueError, match="too far from the training part's"):
+        scaling.check(x[:1])
 
 
 def test_missing_values_and_robust_columns_stay_what_they_are():

@@ -23,13 +23,17 @@ def test_rows_are_those_of_numpy_whatever_their_order(saved, window, monkeypatch
     x, path = saved
     array = stored.Array(path)
     assert (array.shape, array.dtype, array.ndim) == (x.shape, x.dtype, x.ndim)
-    for rows in (RNG.integers(0, 300, 90), np.array([299]), np.zeros(0, int)):
+    for rows in (RNG.integers(-300, 300, 90), np.array([299]), np.zeros(0, int)):
         np.testing.assert_array_equal(array.take(rows), x[rows])
         np.testing.assert_array_equal(array[rows], x[rows])
     mapped = np.load(path, mmap_mode="r")
     np.testing.assert_array_equal(stored.take(mapped, np.arange(299, 0, -7)), x[:0:-7])
     mask = RNG.random(300) < 0.3
     np.testing.assert_array_equal(array[mask], x[mask])
+    np.testing.assert_array_equal(array[-3], x[-3])
+    for rows in ([300], [-301], mask[:299]):
+        with pytest.raises(IndexError, match="300 rows"):
+            array[rows]
 
 
 def test_slices_and_blocks_are_those_of_numpy(saved, monkeypatch):

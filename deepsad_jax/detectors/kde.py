@@ -8,6 +8,7 @@ bandwidths and folds.
 import dataclasses
 import functools
 import math
+import numbers
 from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
 
@@ -17,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from deepsad_jax import kernels, parallel, pieces, selection
+from deepsad_jax import checks, kernels, parallel, pieces, selection
 
 Fitted = selection.Fitted
 
@@ -71,6 +72,8 @@ def fit(
         ValueError: for a wrong kernel, bandwidth or examples.
     """
     check_options(kernel, bandwidth)
+    if np.ndim(bandwidth):
+        raise ValueError(f"bandwidth has shape {np.shape(bandwidth)}; it must be one")
     return Density(kernels.as_rows(x), jnp.asarray(bandwidth, jnp.float64), kernel)
 
 
@@ -122,11 +125,14 @@ def cross_validate(
         ValueError: for wrong options or examples.
     """
     check_options(kernel, bandwidths)
+    if np.ndim(bandwidths) != 1:
+        raise ValueError(f"bandwidths is {bandwidths!r}; it must be a list of numbers")
     # Each distance is looked at once: nothing is gained by keeping all of them.
     gram = kernels.gram(kernels.Kernel(), x, stored=False)
-    if not 2 <= folds <= gram.size:
+    is_whole = isinstance(folds, numbers.Integral) and not isinstance(folds, bool)
+    if not (is_whole and 2 <= folds <= gram.size):
         raise ValueError(
-            f"folds is {folds}; it must be at least 2 and at most the {gram.size} "
+            f"folds is {folds!r}; it must be at least 2 and at most the {gram.size} "
             "examples"
         )
     sizes = np.full(folds, gram.size // folds)
@@ -163,8 +169,9 @@ class KDE(selection.Shallow):
 
     Attributes:
         kernel: gaussian, exponential, tophat, epanechnikov or linear.
-        bandwidth: where nothing chooses it, > 0; 0 is Scott's rule.
-        selection: likelihood, train_labels, test_auc or none; "" is likelihood.
+        bandwidth: > 0; 0 is chosen, or Scott's rule where nothing chooses it.
+        selection: likelihood, train_labels, test_auc or none; "" is likelihood, unless
+            there is a bandwidth.
     """
 
     kernel: str = "gaussian"
@@ -190,8 +197,10 @@ class KDE(selection.Shallow):
         """The given bandwidth, or that of Scott's rule."""
         if self.bandwidth:
             return float(self.bandwidth)
-        spread = np.sqrt(np.mean(np.var(x, axis=0)))
-        return float(spread * len(x) ** (-1 / (x.shape[1] + 4))) or 1.0
+        spread = np.sqrt(np.mean(np.var(x, axis=0, dtype=np.float64)))
+        if spread <= 1e-7 * np.abs(x).max():  # what is rounded of equal rows
+            return 1.0
+        return float(spread * len(x) ** (-1 / (x.shape[1] + 4)))
 
     def prepare(
         self,
@@ -259,7 +268,9 @@ def check_options(kernel: str, bandwidths: jax.typing.ArrayLike) -> None:
             f"kernel is {kernel!r}; it must be one of {', '.join(KERNELS)}"
         )
     if kernels.is_concrete(bandwidths):
-        values = np.ravel(bandwidths)
+        values = np.ravel(checks.unmasked("bandwidth", bandwidths))
+        if values.dtype.kind not in "iuf":
+            raise ValueError(f"bandwidth is {bandwidths!r}; it must be finite and > 0")
         wrong = values[~((values > 0) & (values < np.inf))]
         if len(wrong) or not len(values):
             found = wrong[0] if len(wrong) else "not given"
@@ -280,12 +291,13 @@ def _log_sum(kernel, squared, bandwidth):
 @parallel.compiled
 def _log_density(density, rows, bandwidths):
     """Log densities under several bandwidths, `[k, m]`, from the same distances."""
+    rows, x = kernels.near_zero(rows, density.x)
 
     def one(row):
-        squared = kernels.base("rbf", row[None], density.x)[0]
+        squared = kernels.base("rbf", row[None], x)[0]
         return lax.map(lambda h: _log_sum(density.kernel, squared, h), bandwidths)
 
-    size, dimension = density.x.shape
+    size, dimension = x.shape
     at_once = max(1, min(_SCORED_AT_ONCE, _VALUES // size))
     sums = kernels.map_rows(one, rows, at_once)
     whole = log_normalization(density.kernel, dimension) + math.log(size)

@@ -145,9 +145,11 @@ class _Options(selection.Shallow):
             return float(self.gamma)
         few = np.random.default_rng(seed).permutation(x)[:_RULE_OF_THUMB_ROWS]
         few = few.astype(np.float64)
+        few -= few.mean(axis=0)
         squared = np.asarray(kernels.in_float64(_base)("rbf", few, few))
         squared = squared[np.triu_indices(len(few), 1)]
-        positive = squared[squared > 0]
+        # Equal rows are apart by what is rounded.
+        positive = squared[squared > 1e-12 * np.square(few).sum(axis=1).max()]
         return float(1 / np.median(positive)) if len(positive) else 1.0
 
     def prepare(
@@ -213,12 +215,12 @@ class SSAD(_Options):
 
     Attributes:
         kappa, C_unlabeled, C_normal, C_anomaly: see `fit_ssad`.
-        kernel, gamma, coef0, degree: see `kernels.Kernel`; a gamma of 0 is the rule of
-            thumb, one over the median squared distance.
+        kernel, gamma, coef0, degree: see `kernels.Kernel`; a gamma of 0 is chosen, or
+            the rule of thumb, one over the median squared distance.
         components: rows that stand for all others, so that no kernel matrix of all is
             needed (see `nystroem`): some hundred, for many thousand rows. 0 is exact.
-        selection: how gamma is chosen. "" is train_labels with two known anomalies or
-            more, else none.
+        selection: how gamma is chosen, unless it is given. "" is train_labels with two
+            known anomalies or more, else none.
     """
 
     kappa: float = 1.0
@@ -299,6 +301,9 @@ _base = parallel.compiled(kernels.base, (0,))
 
 @parallel.compiled
 def _expand(kernel, x, weights, threshold, rows):
+    if kernel.name == "rbf":
+        rows, x = kernels.near_zero(rows, x)
+
     def expansion(row):
         return kernel(kernels.base(kernel.name, row[None], x)[0]) @ weights
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from deepsad_jax import dual, kernels, labels
+from deepsad_jax import checks, dual, kernels, labels
 
 TOO_LARGE = "x has values too large for the kernel {}; scale x or take rbf"
 
@@ -73,6 +73,8 @@ def fit_ssad(
             the constraints. Under `jit` and `vmap`, values cannot be looked at, and a
             problem without solution gives meaningless numbers.
     """
+    if kernels.is_concrete(semi_targets):
+        semi_targets = checks.unmasked("semi_targets", semi_targets)
     if jnp.shape(semi_targets) != (len(x),):
         raise ValueError(
             f"semi_targets has shape {jnp.shape(semi_targets)}; it must be ({len(x)},)"
@@ -136,10 +138,10 @@ def check_ssad(
     labels.integers("semi_targets", semi_targets, len(semi_targets), labels.MEANINGS)
     bounds = {"C_unlabeled": C_unlabeled, "C_normal": C_normal, "C_anomaly": C_anomaly}
     for name, bound in bounds.items():
-        if not 0 < bound < np.inf:
-            raise ValueError(f"{name} is {bound}; it must be finite and > 0")
-    if not 0 <= kappa < np.inf:
-        raise ValueError(f"kappa is {kappa}; it must be finite and >= 0")
+        if not (checks.is_number_like(bound) and 0 < bound < np.inf):
+            raise ValueError(f"{name} is {bound!r}; it must be finite and > 0")
+    if not (checks.is_number_like(kappa) and 0 <= kappa < np.inf):
+        raise ValueError(f"kappa is {kappa!r}; it must be finite and >= 0")
     counts = [int(np.sum(semi_targets == kind)) for kind in (0, 1, -1)]
     caps = [float(c) * n for c, n in zip(bounds.values(), counts, strict=True)]
     most = dual.most_labeled_mass(*caps, total=1.0)
@@ -157,15 +159,14 @@ def check_ssad(
 
 def check_ocsvm(nu: float) -> None:
     """Raises ValueError for a nu that `fit_ocsvm` refuses."""
-    if not 0 < nu <= 1:
-        raise ValueError(f"nu is {nu}; it must be in (0, 1]")
+    if not (checks.is_number_like(nu) and 0 < nu <= 1):
+        raise ValueError(f"nu is {nu!r}; it must be in (0, 1]")
 
 
 def _solved(gram, upper, total, *, tolerance, max_iterations, tell, **problem):
-    if not 0 < tolerance < 1:
-        raise ValueError(f"tolerance is {tolerance}; it must be in (0, 1)")
-    if max_iterations < 0:
-        raise ValueError(f"max_iterations is {max_iterations}; it must be >= 0")
+    if not (checks.is_number_like(tolerance) and 0 < tolerance < 1):
+        raise ValueError(f"tolerance is {tolerance!r}; it must be in (0, 1)")
+    kernels.check_number("max_iterations", max_iterations, 0, whole=True)
     solver = {"tolerance": tolerance, "max_iterations": max_iterations, "tell": tell}
     found = dual.solve(gram, upper, total=total, **problem, **solver)
     if kernels.is_concrete(found.objective):
