@@ -236,7 +236,7 @@ class Trainer:
         start, advance = self._ready(name, objective, stage)
         state = start(variables)
         optimizers.warn_of_averages(state.opt_state)
-        fit = "" if self._keeper is None else _fingerprint(objective, stage, self.sets)
+        fit = "" if self._keeper is None else self._fingerprint(objective, stage)
         begun = self._begun(name, state, key, stage.epochs, fit)
         first, seconds, state, history = begun
         began, done, piece = began - seconds, first, 1
@@ -288,6 +288,30 @@ class Trainer:
         is_stream = isinstance(self.data, streams.Stream)
         return made.start, made.advance_stream if is_stream else made.advance
 
+    def _fingerprint(self, objective, stage):
+        """A text that is another one for other data, and for other settings as far as
+        they can be written; how long a stage is, and what it does when it diverges, is
+        free."""
+        checksum = self._of_data
+        for thing in (objective, stage.optimizer):
+            try:
+                text = json.dumps(values.to_json(thing, missing=True), sort_keys=True)
+            except ValueError:  # without an import path
+                text = type(thing).__name__
+            checksum = zlib.crc32(text.encode(), checksum)
+        return f"{stage.batch_size}-{checksum:08x}"
+
+    @functools.cached_property
+    def _of_data(self):
+        """The checksum of the training sets; streams have none."""
+        sets = [s for s in self.sets if not isinstance(s, streams.Stream)]
+        inputs = {id(data.x): data.x for data in sets}  # that runs share
+        rows = [a[: s.size] for s in sets for a in (s.indices, s.semi_targets)]
+        checksum = 0
+        for array in map(np.ascontiguousarray, [*inputs.values(), *rows]):
+            checksum = zlib.crc32(array.view(np.uint8).reshape(-1), checksum)
+        return checksum
+
     def _begun(self, name, state, key, epochs, fit):
         """Epochs done, seconds, state and history: at the start, or as saved."""
         if self._keeper is not None:
@@ -329,25 +353,6 @@ class Trainer:
             methods.Record(history, dict(self.seconds), tuple(own), details)
             for history, own in zip(self.take(self.history), notes, strict=True)
         ]
-
-
-def _fingerprint(objective, stage, sets) -> str:
-    """A text that is another one for other data, and for other settings as far as they
-    can be written; the length of a stage, and what it does when it diverges, is free.
-    """
-    checksum = 0
-    for thing in (objective, stage.optimizer):
-        try:
-            text = json.dumps(values.to_json(thing, missing=True), sort_keys=True)
-        except ValueError:  # without an import path
-            text = type(thing).__name__
-        checksum = zlib.crc32(text.encode(), checksum)
-    sets = [data for data in sets if not isinstance(data, streams.Stream)]
-    inputs = {id(data.x): data.x for data in sets}  # that runs share
-    rows = [a[: data.size] for data in sets for a in (data.indices, data.semi_targets)]
-    for array in map(np.ascontiguousarray, [*inputs.values(), *rows]):
-        checksum = zlib.crc32(array.view(np.uint8).reshape(-1), checksum)
-    return f"{stage.batch_size}-{checksum:08x}"
 
 
 @functools.cache

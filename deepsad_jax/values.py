@@ -95,10 +95,18 @@ def _reads(value: Any, seen: set[int] | None = None) -> Any:
         functions = [m for m in found if isinstance(m, types.FunctionType)]
         return value, tuple(_reads(function, seen) for function in functions)
     held = getattr(value, "__dict__", {})
-    held = {n: v for n, v in held.items() if isinstance(v, _PLAIN + _ARRAYS)}
+    held = {name: content for name, content in held.items() if _is_plain(content)}
     held["__wrapped__"] = getattr(value, "__wrapped__", None)  # by jax.jit
     known = value if isinstance(value, Callable) and _is_hashable(value) else None
     return _reads(type(value), seen), known, _reads(held, seen)
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether it is data, and not other objects that may hold anything."""
+    items = value.values() if isinstance(value, Mapping) else value
+    if isinstance(value, (list, tuple, Mapping)):
+        return all(map(_is_plain, items))
+    return isinstance(value, _PLAIN + _ARRAYS)
 
 
 def _names(function: types.FunctionType) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
+import ml_collections
 import numpy as np
 import optax
 import pytest
@@ -257,6 +258,18 @@ def test_what_is_read_from_outside_is_of_the_key(name, edit):
     exec(edit, space)
     is_read = not ("WEIGHTS" in edit and name in ("Linen()", "rate"))
     assert (values.key(made) != before) == is_read
+
+
+def test_options_that_an_object_reads_are_of_the_key():
+    options = ml_collections.ConfigDict({"power": 1.0})
+
+    def loss(embeddings, semi_targets, center):
+        return embeddings[:, 0] ** options.power
+
+    before = values.key(loss)
+    assert values.key(loss) == before
+    options.power = 2.0
+    assert values.key(loss) != before
 
 
 def test_what_libraries_do_is_not_looked_through():
