@@ -179,6 +179,16 @@ def test_decimal_commas_are_asked_for():
         list(delimited.chunks(_file("a;b\n1.5;2\n2;3\n"), KINDS, decimal=","))
 
 
+@pytest.mark.parametrize("index", [False, True])
+def test_columns_that_pandas_counts_are_named_so(index):
+    written = pd.DataFrame(np.eye(3) + 0.5).to_csv(index=index)
+    frame = delimited.read(_file(written))
+    assert frame.n_rows == 3 and frame.named
+    assert list(frame.names)[-3:] == ["0", "1", "2"] and len(frame.names) == 3 + index
+    # A row of data is one, whatever is in it.
+    assert delimited.read(_file("0,1,3\n1,2,3\n")).n_rows == 2
+
+
 @pytest.mark.parametrize(
     ("cell", "decimal"),
     [

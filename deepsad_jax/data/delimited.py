@@ -23,6 +23,7 @@ from deepsad_jax.data import cells, frames
 
 SEPARATORS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "pipe"}
 _SNIFFED = 50  # records
+_INDEX = ("Unnamed: 0",)  # as pandas calls a first column without a name
 _ROWS = 2**11  # that are looked at at once, while they are in the processor's cache
 
 Source = str | os.PathLike | IO[str]
@@ -148,7 +149,8 @@ class Reader:
         found = records(itertools.chain(head, lines), separator, self.where)
         first = next(found)
         numbers = map(self.notation.number, first.cells)
-        self.has_names = any(number is None for number in numbers)
+        is_counted = _are_counted(first.cells)
+        self.has_names = is_counted or any(number is None for number in numbers)
         self.names = [str(i) for i in range(len(first.cells))]
         self.header, self.rest = "", itertools.chain([first], found)
         if self.has_names:
@@ -186,7 +188,8 @@ class Reader:
             raise ValueError(f"{self.where}: {error}") from error
         numbers = {n for n in self.names if self.notation.number(n) is not None}
         of_numbers = {n for n in kinds if kinds[n] in (frames.NUMBER, cells.INTEGERS)}
-        if self.has_names and numbers and numbers == of_numbers:
+        is_counted = _are_counted([n for n in self.names if n not in _INDEX])
+        if self.has_names and numbers and numbers == of_numbers and not is_counted:
             warnings.warn(
                 f"{self.where}: the first line is taken for the names of the columns, "
                 f"but looks like the rows below it ({self.header[:40]!r}); if it is "
@@ -259,6 +262,13 @@ class Reader:
                 )
         flat = list(itertools.chain.from_iterable(record.cells for record in piece))
         return [flat[i::width] for i in range(width)]
+
+
+def _are_counted(cells: list[str]) -> bool:
+    """Whether they are the names that pandas gives to columns without, behind that of
+    an index if there is one."""
+    rest = cells[1:] if cells[0] == "" else cells
+    return len(rest) > 2 and rest == [str(i) for i in range(len(rest))]
 
 
 def extended(
