@@ -305,8 +305,9 @@ def gram(kernel: Kernel, x: jax.typing.ArrayLike, stored: bool | None = None) ->
         stored = keeps(size)
         _announce(size, rows.shape[1], stored)
     own_base, columns, near = None, None, rows
-    if kernel.name == "rbf":
-        near = rows - rows[:size].mean(axis=0)
+    if kernel.name == "rbf":  # by NumPy, see `as_rows`
+        near = np.asarray(rows) if is_concrete(rows) else rows
+        near = near - near[:size].mean(axis=0)
     if stored:
         own_base = _own_base(kernel.name, _dtype(size), near)
     elif kernel.name == "rbf" and rows.shape[1] <= _NARROW:
