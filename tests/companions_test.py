@@ -10,6 +10,8 @@ from sklearn import ensemble, linear_model
 from deepsad_jax import forward, trees
 from deepsad_jax.detectors import companions
 
+normal = jax.jit(companions.normal)  # compiled whole
+
 
 @pytest.fixture(scope="module")
 def rows():
@@ -33,14 +35,14 @@ def test_normal_columns_are_normal_scores_of_ranks():
     ranks = (scipy.stats.rankdata(x, axis=0) - 1) / (len(x) - 1)
     least = scipy.special.ndtr(-3)
     expected = scipy.special.ndtri(np.clip(ranks, least, 1 - least))
-    np.testing.assert_allclose(companions.normal(knots, x), expected, atol=2e-4)
+    np.testing.assert_allclose(normal(knots, x), expected, atol=2e-4)
 
 
 def test_rounding_beside_equal_values_changes_nothing(rows):
     x, _ = rows
     knots = np.sort(x, axis=0)[::3]
     moved = np.nextafter(x, np.float32(2))
-    first, second = companions.normal(knots, x), companions.normal(knots, moved)
+    first, second = normal(knots, x), normal(knots, moved)
     np.testing.assert_allclose(second, first, atol=1e-4)
 
 
@@ -48,15 +50,13 @@ def test_columns_beyond_the_training_are_as_far_as_can_be(rows):
     x, _ = rows
     knots = np.sort(x, axis=0)
     far = np.array([[-9.0] * 4, [9.0] * 4])
-    np.testing.assert_allclose(
-        companions.normal(knots, far), [[-3] * 4, [3] * 4], rtol=1e-5
-    )
+    np.testing.assert_allclose(normal(knots, far), [[-3] * 4, [3] * 4], rtol=1e-5)
 
 
 def test_the_linear_companion_is_a_logistic_regression_of_normal_columns(rows):
     x, targets = rows
     fitted = companions.fit_linear(x, targets, 0)
-    columns = np.asarray(companions.normal(fitted[1]["params"]["knots"], x))
+    columns = np.asarray(normal(fitted[1]["params"]["knots"], x))
     machine = linear_model.LogisticRegression(C=1e-3, class_weight="balanced")
     machine.fit(columns, targets == -1)
     expected = machine.decision_function(columns)

@@ -81,19 +81,19 @@ def test_batch_norm_gradient_is_that_of_the_definition(shape, pool):
 
 @pytest.mark.parametrize("slope", [0.0, 0.01, 0.1])
 def test_rows_are_normalized_and_rectified_as_defined(slope):
-    def defined(x):
-        return nn.leaky_relu(plain_norm(x, False), slope)
-
-    def run(x):
-        y, pull_back = jax.vjp(lambda x: layers.normalize_rows(x, 1e-4, slope)[0], x)
+    def run(x, function=lambda x: layers.normalize_rows(x, 1e-4, slope)[0]):
+        y, pull_back = jax.vjp(function, x)
         return y, *pull_back(jnp.cos(y))
 
+    @jax.jit
+    def defined(x):
+        return run(x, lambda x: nn.leaky_relu(plain_norm(x, False), slope))
+
     x = random(8, 5)
-    y, pull_back = jax.vjp(defined, x)
-    found = run(x)
-    np.testing.assert_allclose(found[0], y, atol=1e-5)
-    np.testing.assert_allclose(found[1], *pull_back(jnp.cos(y)), atol=1e-5)
-    shares = jax.vmap(run, axis_name=parallel.AXIS)(x.reshape(4, 2, 5))
+    found, expected = jax.jit(run)(x), defined(x)
+    np.testing.assert_allclose(found[0], expected[0], atol=1e-5)
+    np.testing.assert_allclose(found[1], expected[1], atol=1e-5)
+    shares = jax.jit(jax.vmap(run, axis_name=parallel.AXIS))(x.reshape(4, 2, 5))
     for share, whole in zip(shares, found, strict=True):
         np.testing.assert_allclose(share.reshape(whole.shape), whole, atol=1e-5)
 
@@ -119,8 +119,8 @@ def test_batch_norm_over_shares_of_a_batch_is_that_of_the_batch(pool):
         zeros = jnp.zeros(3)
         return *outputs, *pull_back((jnp.sin(outputs[0]), zeros, zeros))
 
-    y, mean, var, dx = run(x)
-    shares = jax.vmap(run, axis_name=parallel.AXIS)(x.reshape(4, 2, 4, 4, 3))
+    y, mean, var, dx = jax.jit(run)(x)
+    shares = jax.jit(jax.vmap(run, axis_name=parallel.AXIS))(x.reshape(4, 2, 4, 4, 3))
     np.testing.assert_allclose(shares[0].reshape(y.shape), y, atol=1e-5)
     np.testing.assert_allclose(shares[1][0], mean, atol=1e-6)
     np.testing.assert_allclose(shares[2][0], var, atol=1e-6)
