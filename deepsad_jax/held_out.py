@@ -91,7 +91,7 @@ def split(
             "anomalies, are too few to train on some and hold out others; give more"
         )
     scaling, key = settings.learn(rows, kept), jax.random.key(settings.seed)
-    runs = _runs(settings, scaling, rows, targets, [held], [key])
+    runs = _runs(settings, [scaling], rows, targets, [held], [key])
     ((fitted, record),) = _fit(settings.method, runs, observe)
     way, seen = "split", held
     if not settings.share:
@@ -123,7 +123,9 @@ def cross(
         )
     folds = [np.sort(part) for part in np.array_split(order, FOLDS)]
     without = [np.zeros(0, int), *folds]
-    (fitted, record), *others = _refits(settings, rows, targets, without, observe)
+    scalings = [settings.learn(rows)] * len(without)
+    found = _refits(settings, scalings, rows, targets, without, observe)
+    (fitted, record), *others = found
     models = tuple(one for one, _ in others)
     scores = tuple(
         np.sort(_scores(one, chosen(rows, fold)))
@@ -170,7 +172,11 @@ def evaluate(
     parts = [np.array_split(rng.permutation(r), count) for r in (anomalies, others)]
     folds = [np.concatenate(pair) for pair in zip(*parts, strict=True)]
     without = [np.concatenate([held, fold]) for fold in folds]
-    fitted = _refits(settings, rows, targets, without, observe)
+    kept = (np.setdiff1d(np.arange(len(targets)), part) for part in without)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the table as a whole is what a fit warns of
+        scalings = [settings.learn(rows, part) for part in kept]
+        fitted = _refits(settings, scalings, rows, targets, without, observe)
     found, relative, rate = [], [], settings.false_alarm_rate
     for (one, _), fold in zip(fitted, folds, strict=True):
         scores, others = (_scores(one, chosen(rows, part)) for part in (fold, held))
@@ -209,24 +215,26 @@ def _calibration_rows(targets, share, seed) -> np.ndarray:
     return np.sort(order[: max(1, round(share * len(order)))])
 
 
-def _refits(settings, rows, targets, without, observe):
-    """A fit without each of some sets of rows, all with the same scaling."""
-    scaling, key = settings.learn(rows), jax.random.key(settings.seed)
+def _refits(settings, scalings, rows, targets, without, observe):
+    """A fit without each of some sets of rows, each with a scaling."""
+    key = jax.random.key(settings.seed)
     keys = [jax.random.fold_in(key, i) for i in range(len(without))]
-    runs = _runs(settings, scaling, rows, targets, without, keys)
+    runs = _runs(settings, scalings, rows, targets, without, keys)
     return _fit(settings.method, runs, observe)
 
 
-def _runs(settings, scaling, rows, targets, without, keys):
+def _runs(settings, scalings, rows, targets, without, keys):
     """A run without each of some sets of rows, all of one shape: padded, and with the
     rows left out among its examples, where they are not looked at. So one program can
-    train them all."""
-    x = checks.rows(scaling.encoded(rows), "X")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # labels were warned of as a whole
-        data = training.training_set(x, targets)
-    runs = []
-    for left_out, key in zip(without, keys, strict=True):
+    train them all, if their columns make as many features."""
+    encoded, runs = {}, []
+    for scaling, left_out, key in zip(scalings, without, keys, strict=True):
+        if scaling not in encoded:
+            x = checks.rows(scaling.encoded(rows), "X")
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # labels were warned of as a whole
+                encoded[scaling] = training.training_set(x, targets)
+        data = encoded[scaling]
         kept = np.setdiff1d(np.arange(len(targets)), left_out).astype(np.int32)
         one = data._replace(
             indices=kept,
@@ -257,7 +265,8 @@ def _fit(method, runs, observe):
     method = dataclasses.replace(method, **stages)
     for run in runs:
         method.check(run)
-    plan = method.plan_for(runs) if len(runs) > 1 else None
+    shapes = {r.preprocessing.features(tuple(r.data.x.shape[1:])) for r in runs}
+    plan = method.plan_for(runs) if len(runs) > 1 and len(shapes) == 1 else None
     if plan is None or (plan.devices == 1 and not plan.together):
         return [method.fit_many([run], observe=observe)[0] for run in runs]
     return method.fit_many(runs, plan=plan, observe=observe)

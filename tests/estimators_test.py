@@ -469,6 +469,17 @@ def test_an_evaluation_has_the_programs_of_the_fit(compiled):
     check_relative(found[0])
 
 
+def test_an_evaluation_scales_by_the_rows_that_it_trains_on():
+    """Each anomaly alone has a value other than 0 in a column of its own."""
+    rng = np.random.default_rng(0)
+    X = np.hstack([rng.normal(size=(210, 3)), np.zeros((210, 10))])
+    X[200:, 3:] = 0.02 * np.eye(10)
+    y = np.repeat([1, 0, -1], [100, 100, 10])
+    found = estimators.DeepSAD(**SHORT).evaluate(X, y)
+    # Scaled by all rows, each would be at 1 where all others are at 0.
+    assert found.auroc < 0.75 and found.detected <= 3
+
+
 @pytest.mark.parametrize("name", ["deep_sad", "table", "kde"])
 def test_models_of_version_0_2_score_as_they_did(name):
     """`tests/save_models.py` wrote them."""

@@ -88,7 +88,8 @@ def log_density(density: Density, x: jax.typing.ArrayLike) -> jax.Array:
     Raises:
         ValueError: if the examples do not have the width of the training examples.
     """
-    rows = _rows_for(density, x)
+    rows, own = kernels.near_zero(_rows_for(density, x), density.x)
+    density = density.replace(x=own)
     return _log_density(density, rows, jnp.asarray(density.bandwidth)[None])[0]
 
 
@@ -291,13 +292,12 @@ def _log_sum(kernel, squared, bandwidth):
 @parallel.compiled
 def _log_density(density, rows, bandwidths):
     """Log densities under several bandwidths, `[k, m]`, from the same distances."""
-    rows, x = kernels.near_zero(rows, density.x)
 
     def one(row):
-        squared = kernels.base("rbf", row[None], x)[0]
+        squared = kernels.base("rbf", row[None], density.x)[0]
         return lax.map(lambda h: _log_sum(density.kernel, squared, h), bandwidths)
 
-    size, dimension = x.shape
+    size, dimension = density.x.shape
     at_once = max(1, min(_SCORED_AT_ONCE, _VALUES // size))
     sums = kernels.map_rows(one, rows, at_once)
     whole = log_normalization(density.kernel, dimension) + math.log(size)

@@ -66,7 +66,8 @@ def score(machine: Machine, x: jax.typing.ArrayLike) -> jax.Array:
         ValueError: if the examples do not have the width of the training examples, or
             are so large that their kernel values overflow.
     """
-    return _score(machine.kernel, machine.x, machine.weights, machine.threshold, x)
+    arrays = machine.x, machine.weights, machine.threshold
+    return _score(machine.kernel, *arrays, x, is_scaled=False)
 
 
 def compact(machine: Machine) -> Machine:
@@ -281,7 +282,7 @@ class OneClassSVM(_Options):
 
 
 @kernels.in_float64
-def _score(kernel, x, weights, threshold, examples):
+def _score(kernel, x, weights, threshold, examples, is_scaled=True):
     rows = kernels.as_rows(examples)
     x, weights, threshold = (
         jnp.asarray(v, jnp.float64) for v in (x, weights, threshold)
@@ -290,6 +291,8 @@ def _score(kernel, x, weights, threshold, examples):
         raise ValueError(
             f"x has {rows.shape[1]} features, but the model was trained on {x.shape[1]}"
         )
+    if kernel.name == "rbf" and not is_scaled:  # those of a model are near zero
+        rows, x = kernels.near_zero(rows, x)
     scores = _expand(kernel, x, weights, threshold, rows)
     if kernels.is_concrete(scores) and not np.all(np.isfinite(scores)):
         raise ValueError(TOO_LARGE.format(kernel.name))
@@ -301,9 +304,6 @@ _base = parallel.compiled(kernels.base, (0,))
 
 @parallel.compiled
 def _expand(kernel, x, weights, threshold, rows):
-    if kernel.name == "rbf":
-        rows, x = kernels.near_zero(rows, x)
-
     def expansion(row):
         return kernel(kernels.base(kernel.name, row[None], x)[0]) @ weights
 
