@@ -134,28 +134,25 @@ def auroc_interval(auroc: float, anomalies: int, normals: int) -> tuple[float, f
 
 
 def average_precision_interval(
-    labels: np.ndarray, scores: np.ndarray, draws: int = 200
+    labels: np.ndarray, scores: np.ndarray
 ) -> tuple[float, float]:
-    """The interval of 95 % of an average precision, by the bootstrap.
+    """The interval of 95 % of an average precision, by its log-odds.
+
+    Boyd, Eng and Page, "Area under the Precision-Recall Curve", ECML 2013: it covers
+    few anomalies, too, where the bootstrap does not.
 
     Args:
-        labels: 0 normal, 1 anomaly, `[n]`; some of both, which are drawn separately.
+        labels: 0 normal, 1 anomaly, `[n]`; some of both.
         scores: higher = more anomalous, `[n]`.
-        draws: how often.
     """
-    rng, found = np.random.default_rng(0), []
-    values, place = np.unique(-scores, return_inverse=True)
-    kinds = [place[labels == kind] for kind in (1, 0)]
-    for _ in range(draws):
-        hits, false = (
-            np.bincount(rng.choice(kind, len(kind)), minlength=len(values))
-            for kind in kinds
-        )
-        above = np.cumsum(hits)
-        precision = above / np.maximum(above + np.cumsum(false), 1)
-        found.append(float(hits @ precision) / len(kinds[0]))
-    low, high = np.quantile(found, (0.025, 0.975))
-    return float(low), float(high)
+    count = int(np.sum(labels))
+    least = 0.5 / count  # whose log-odds are finite
+    found = metrics.average_precision(labels, scores)
+    share = float(np.clip(found, least, 1 - least))
+    middle = math.log(share / (1 - share))
+    spread = _Z / math.sqrt(count * share * (1 - share))
+    low, high = (1 / (1 + math.exp(s - middle)) for s in (spread, -spread))
+    return min(low, found), max(high, found)
 
 
 def _root(excess, outside, inside):

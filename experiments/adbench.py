@@ -75,7 +75,13 @@ def tables(folder: str, names: list[str]) -> dict[str, pathlib.Path]:
         )
     found = {}
     for path in sorted(pathlib.Path(folder).glob("*.npz")):
-        found[re.sub(r"^\d+_", "", path.stem)] = path
+        name = re.sub(r"^\d+_", "", path.stem)
+        if name in found:
+            raise ValueError(
+                f"{found[name].name} and {path.name} are both the table {name!r}; "
+                "rename one of them"
+            )
+        found[name] = path
     if not found:
         raise ValueError(f"config.data.dir {folder} has no .npz file")
     for name in names:
@@ -126,7 +132,9 @@ def summarize(rows: list[dict]) -> list[dict[str, Any]]:
                 values = [known[percent, d].get(rival) for d in both]
                 if None not in values and len(both) == len(data):
                     columns[f"{rival} (published)"] = values
-            found.append({**setting, "tables": len(data), **_tested(columns)})
+            unpublished = [d for d in data if d not in both]
+            more = {"tables": len(data), "unpublished": unpublished}
+            found.append({**setting, **more, **_tested(columns)})
     return found
 
 
@@ -157,6 +165,7 @@ def as_markdown(summary: list[dict]) -> str:
     for one in summary:
         lines += [
             f"\n{one['metric']}, {one['percent']} % labeled, {one['tables']} tables\n",
+            *_unpublished(one),
             "| method | mean | average rank | p against deep_sad |",
             "| --- | ---: | ---: | ---: |",
         ]
@@ -168,13 +177,26 @@ def as_markdown(summary: list[dict]) -> str:
     return "\n".join(lines)
 
 
+def _unpublished(one: dict) -> list[str]:
+    left = one.get("unpublished")
+    if not left or len(left) == one["tables"]:
+        return []
+    return [f"Published figures lack {', '.join(left)}, so they are not here.\n"]
+
+
 def _rivals(jobs: list[grid.Job]) -> None:
-    """Runs the opponents that are not ours, each job once."""
-    for job in jobs:
-        content = {**job.config.to_dict(), "method": job.folder.parts[-3]}
-        with workdir.claimed(job.folder, content) as is_ours:
-            if is_ours:
-                _run_rival(job, content["method"])
+    """Runs the opponents that are not ours, each job once, and waits for those that
+    another process runs."""
+    while jobs := [job for job in jobs if not job.is_finished]:
+        claimed = 0
+        for job in jobs:
+            content = {**job.config.to_dict(), "method": job.folder.parts[-3]}
+            with workdir.claimed(job.folder, content) as is_ours:
+                if is_ours and not job.is_finished:
+                    claimed += 1
+                    _run_rival(job, content["method"])
+        if not claimed:
+            time.sleep(grid.PAUSE)
 
 
 def _run_rival(job, name) -> None:
@@ -248,7 +270,9 @@ def main(config: Config) -> None:
         raise ValueError(
             f"--ratios is {','.join(RATIOS.value)}; it must be a list of numbers"
         ) from error
-    overrides = grid.overrides(config, _DECIDED)
+    usual = COMMITTEE if COMMITTEE in methods else "deep_sad"
+    begun = config_of(next(iter(files.values())), ratios[0], 1, usual, {})
+    overrides = grid.overrides(config, _DECIDED, begun)
     overrides["data.duplicates"] = not NO_DUPLICATES.value
     workers = session.PROCESSES.value
     content = {"overrides": overrides}

@@ -8,7 +8,7 @@ import numbers
 import operator
 import os
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -106,6 +106,22 @@ def experiment(config: ConfigDict) -> Experiment:
     return made
 
 
+def check_applies(config: ConfigDict, grid: Iterable[str]) -> None:
+    """Raises ValueError for fields of a grid that data of their own labels ignore.
+
+    Args:
+        config: of a run.
+        grid: names of fields, such as "data.normal_class".
+    """
+    ignored = {f"data.{field.name}" for field in dataclasses.fields(protocol.Protocol)}
+    source = _source(*_stamped(config))
+    if source.semi_targets is not None and (wrong := sorted(ignored & {*grid})):
+        raise ValueError(
+            f"{config.data.name} has semi_targets of its own, so that {wrong[0]} "
+            "changes nothing; leave it out of the grid"
+        )
+
+
 def _problem(config, source, drawn) -> protocol.Problem:
     if config.data.protocol == "adbench":
         problem = adbench.make(
@@ -167,6 +183,8 @@ def _stat(path: str) -> os.stat_result | None:
 
 def protocol_of(config: ConfigDict) -> protocol.Protocol:
     """The semi-supervised protocol that `config.data` describes."""
+    if config.data.protocol == "adbench":
+        return protocol.Protocol()  # which has its own
     fields = dataclasses.fields(protocol.Protocol)
     return protocol.Protocol(
         **{field.name: config.data[field.name] for field in fields}
@@ -299,6 +317,8 @@ def check(config: ConfigDict) -> None:
                 f"config.data.{name} is {config.data[name]!r}; it must be "
                 f"{' or '.join(allowed)}"
             )
+    if config.data.protocol == "adbench":
+        _check_adbench(config.data)
     streaming.check(config, _is_shallow(config.method))
     protocol_of(config)
     with _named(config):
@@ -306,6 +326,18 @@ def check(config: ConfigDict) -> None:
             _stage(config, stage)
         named.check_networks(config)
         named.loss(config)
+
+
+def _check_adbench(data: ConfigDict) -> None:
+    """Raises ValueError for what the protocol of ADBench would not look at."""
+    usual = default.get_config().data
+    fields = {field.name for field in dataclasses.fields(protocol.Protocol)}
+    for name in sorted(fields - {"ratio_known_outlier"}):
+        if data[name] != usual[name]:
+            raise ValueError(
+                f"config.data.{name} is {data[name]}, which the protocol adbench does "
+                "not know: a share ratio_known_outlier of the anomalies, 1, is labeled"
+            )
 
 
 _CHOICES = {"protocol": ("paper", "adbench"), "scaling": ("min_max", "standard")}

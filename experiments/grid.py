@@ -50,7 +50,7 @@ _OF_AUTOENCODERS = (
     "pretrain",
     "dtype",
 )
-_PAUSE = 1.0  # seconds until taken runs are looked at again
+PAUSE = 1.0  # seconds until taken runs are looked at again
 
 
 class Job(NamedTuple):
@@ -98,16 +98,18 @@ def expand(config: Config, grid: dict[str, list], seeds: int) -> list[Config]:
     return configs
 
 
-def overrides(config: Config, decided: set[str]) -> dict[str, Any]:
+def overrides(config: Config, decided: set[str], begun: Config) -> dict[str, Any]:
     """What a user wants in all runs of a protocol: by a config file, and by flags.
 
     Args:
         config: that of the command.
         decided: fields that the protocol sets for each run.
+        begun: the config that the runs of the protocol begin with.
 
     Returns:
         Values by name, such as "train.epochs"; what a file has that the protocol
-        decides is left out, with a warning.
+        decides is left out, with a warning. So is what a file has as it usually is, and
+        the protocol in another way.
 
     Raises:
         ValueError: for a flag of what the protocol decides.
@@ -121,6 +123,14 @@ def overrides(config: Config, decided: set[str]) -> dict[str, Any]:
     if flag.present:
         usual = dict(workdir.flat(default.get_config().to_dict()))
         own = dict(workdir.flat(config.to_dict()))
+        ours = dict(workdir.flat(begun.to_dict()))
+        kept = [n for n, v in own.items() if v == usual.get(n) != ours.get(n)]
+        kept = [n for n in kept if n not in {*decided, *found, "network"}]
+        if kept:
+            logging.warning(
+                "as this command has it, not the config file: %s; a flag sets it",
+                ", ".join(f"{name} is {ours[name]}" for name in kept),
+            )
         own = {n: v for n, v in own.items() if n not in usual or usual[n] != v}
         if left := sorted(decided & {*own}):
             logging.warning(
@@ -215,7 +225,7 @@ def run(
             waiting = [j for j, is_over in zip(rest, ended, strict=True) if not is_over]
             bars.skip(len(others), sum(map(weights, others)))
             if waiting and not mine:
-                time.sleep(_PAUSE)  # until those who have the rest finish or die
+                time.sleep(PAUSE)  # until those who have the rest finish or die
     return [job.results() for job in jobs]
 
 

@@ -12,6 +12,7 @@ other half.
 import argparse
 import json
 import pathlib
+import sys
 import warnings
 
 import jax
@@ -149,6 +150,8 @@ def summarize(means):
 def main(folder, strategies, seeds, picture, out):
     """Prints the tables, and draws the picture."""
     paths = sorted(pathlib.Path(folder).glob("*.npz"))
+    if not paths:
+        sys.exit(f"{folder} has no .npz file")
     lines = {strategy: [] for strategy in strategies}
     print("| table | unlabeled | " + " | ".join(strategies) + " |")
     print("| --- | --- |" + " --- |" * len(strategies), flush=True)

@@ -32,7 +32,12 @@ def is_only_evaluated(config: ConfigDict) -> bool:
     before = _trained_on(config)
     if before is None or not is_whole:
         return is_whole
-    return os.path.realpath(before["name"]) != os.path.realpath(config.data.name)
+    return not _is_same(before["name"], config.data.name)
+
+
+def _is_same(one: str, other: str) -> bool:
+    """Whether two names are of one file, or of one set of data."""
+    return os.path.realpath(one) == os.path.realpath(other)
 
 
 def initial(config: ConfigDict, problem: protocol.Problem) -> model.Model | None:
@@ -78,14 +83,18 @@ def check_overlap(config: ConfigDict, problem: protocol.Problem) -> None:
     """Raises ValueError if a loaded model was trained on rows of this test set."""
     if (before := _trained_on(config)) is None:
         return
-    for name in ("name", "normal_class"):
-        if before[name] != config.data[name]:
-            if not config.hybrid:
-                return
+    is_same = _is_same(before["name"], config.data.name)
+    for name, same in (
+        ("name", is_same),
+        ("normal_class", before["normal_class"] == config.data.normal_class),
+    ):
+        if config.hybrid and not same:
             raise ValueError(
                 f"config.load_model {config.load_model} was trained with data.{name} "
                 f"{before[name]}, but config.data.{name} is {config.data[name]}"
             )
+    if not is_same:
+        return
     path = pathlib.Path(config.load_model).absolute().parent / "scores.npz"
     if not path.is_file():
         return

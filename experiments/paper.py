@@ -209,6 +209,13 @@ def entries(
     for name in data:
         shared = base(name, settings, budget)
         shared.update_from_flattened_dict(overrides or {})
+        if shared.encoder and "network" not in (overrides or {}):
+            shared.network = ""  # the encoder of a user's own takes its place
+        if shared.encoder and table == "rep_dim":
+            raise ValueError(
+                "config.encoder is of your own, but --table=rep_dim changes the width "
+                "of the networks that come along"
+            )
         for setting, method in itertools.product(settings_of(table), methods):
             value = next(iter(setting.values()), 0)
             changes = fields(table, value, method)
@@ -314,7 +321,8 @@ def main(config: Config) -> None:
     table, began, seeds = TABLE.value, time.time(), grid.SEEDS.value or 10
     data = _chosen(DATA, tuple(sources.ODDS) if table == "odds" else IMAGES)
     methods = _chosen(grid.METHODS, _methods(table))
-    overrides = grid.overrides(config, _DECIDED)
+    begun = base(data[0], SETTINGS.value, BUDGET.value)
+    overrides = grid.overrides(config, _DECIDED, begun)
     options = {"settings": SETTINGS.value, "budget": BUDGET.value, "seeds": seeds}
     content = {"table": table, "overrides": overrides, **options}
     content |= {"data": data, "methods": methods}

@@ -90,4 +90,7 @@ def _said(known, pollution) -> str:
 if __name__ == "__main__":
     if len(sys.argv) != 2:
         sys.exit("which folder of finished runs?")
-    print(as_markdown(pathlib.Path(sys.argv[1])))
+    try:
+        print(as_markdown(pathlib.Path(sys.argv[1])))
+    except FileNotFoundError as error:
+        sys.exit(str(error))

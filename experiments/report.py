@@ -12,6 +12,7 @@ import numpy as np
 
 import deepsad_jax
 from deepsad_jax import (
+    detectors,
     methods,
     metrics,
     model,
@@ -154,7 +155,7 @@ def _figures(made, record, scores, references, tested) -> dict[str, Any]:
         "n_test": len(labels),
         "n_test_outlier": np.sum(labels),
         **record.details,
-        "notes": [*record.notes, *([_ALL_ROWS] if made.evaluates else [])],
+        "notes": [*record.notes, *_notes(made)],
         "versions": {
             "deepsad_jax": deepsad_jax.__version__,
             "python": platform.python_version(),
@@ -162,6 +163,18 @@ def _figures(made, record, scores, references, tested) -> dict[str, Any]:
         },
         "device": f"{jax.local_device_count()} x {jax.devices()[0].device_kind}",
     }
+
+
+def _notes(made) -> list[str]:
+    found = [_ALL_ROWS] if made.evaluates else []
+    known = int(np.sum(made.problem.semi_targets == -1))
+    learns = detectors.METHODS[made.config.method].uses_labels
+    if known and not learns and any(made.options.stages().values()):
+        found.append(
+            f"{made.config.method} sees no labels: the {known} known anomalies are "
+            "among its training examples, as in the published code"
+        )
+    return found
 
 
 def _network(made) -> str | None:

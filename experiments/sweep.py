@@ -138,6 +138,7 @@ def _grid() -> dict[str, list]:
     for name, flag in _RATIOS.items():
         if flag.value:
             found[f"data.ratio_{name}"] = _numbers(flag, float)
+    found = {name: list(dict.fromkeys(values)) for name, values in found.items()}
     for name in grid.TABLES.value:
         if name not in sources.ODDS:
             raise ValueError(
@@ -173,6 +174,7 @@ def main(config: Config) -> None:
     # What is wrong is found before a folder is made.
     for first in {grid.method_of(single): single for single in configs}.values():
         build.experiment(first)
+        build.check_applies(first, values)
     content = {**config.to_dict(), "grid": values, "seeds": seeds}
     may_differ = (*workdir.MAY_DIFFER, "seeds")
     label = f"sweep-{'_'.join(grid.METHODS.value) or config.method}"

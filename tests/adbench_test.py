@@ -1,5 +1,6 @@
 """ADBench's protocol against its own draws, and the command against its parts."""
 
+import contextlib
 import json
 import os
 import pathlib
@@ -14,7 +15,7 @@ from sklearn import metrics, model_selection, preprocessing
 from configs import default
 from deepsad_jax.data import adbench as protocol
 from deepsad_jax.data import sources
-from experiments import adbench, parts, published, session
+from experiments import adbench, grid, parts, published, session
 
 RNG = np.random.default_rng(0)
 
@@ -186,3 +187,39 @@ def test_tables_are_found_by_name(tmp_path):
         adbench.tables(str(tmp_path), ["x"])
     with pytest.raises(ValueError, match="config.data.dir is ''; it must be a folder"):
         adbench.tables("", [])
+    np.savez(tmp_path / "7_cardio.npz", X=[[1.0]], y=[0])
+    with pytest.raises(ValueError, match="6_cardio.npz and 7_cardio.npz are both"):
+        adbench.tables(str(tmp_path), [])
+
+
+def test_tables_without_published_figures_are_named():
+    summary = [
+        {"metric": "auroc", "percent": 5, "tables": 2, "unpublished": ["mine"]}
+        | {"means": {"kde": 0.5}, "average_ranks": {}, "p_value_against_deep_sad": {}}
+    ]
+    assert "Published figures lack mine, so they are not" in adbench.as_markdown(
+        summary
+    )
+    summary[0]["unpublished"] = []
+    assert "lack" not in adbench.as_markdown(summary)
+
+
+def test_rivals_of_another_process_are_waited_for(tmp_path, monkeypatch):
+    config = default.get_config()
+    jobs = [grid.Job(config, tmp_path / "boosting" / "t" / f"seed{i}") for i in (1, 2)]
+    held, done = [], []
+
+    @contextlib.contextmanager
+    def claimed(folder, content):
+        yield not (folder.name == "seed2" and not held)  # of another at first
+
+    def run(job, name):
+        job.folder.mkdir(parents=True)
+        (job.folder / "results.json").write_text("{}")
+        done.append((job.folder.name, name))
+
+    monkeypatch.setattr(adbench.workdir, "claimed", claimed)
+    monkeypatch.setattr(adbench, "_run_rival", run)
+    monkeypatch.setattr(adbench.time, "sleep", held.append)
+    adbench._rivals(jobs)
+    assert done == [("seed1", "boosting"), ("seed2", "boosting")] and held == [1.0]

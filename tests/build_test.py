@@ -136,11 +136,11 @@ def test_every_option_of_a_method_follows_its_field():
     changes = {
         "deep_sad": {
             "eta": 2.0,
-            "train.nu": 0.3,
             "center": "without_anomalies",
             "train.record_groups": False,
             "dtype": "bfloat16",
         },
+        "deep_svdd": {"train.loss": "soft_boundary", "train.nu": 0.3},
         "m2": {"m2.alpha": 0.7, "dtype": "bfloat16"},
         "ssad": {
             **{"ssad.kappa": 0.5, "ssad.C_unlabeled": 2.0, "ssad.C_normal": 3.0},
@@ -357,6 +357,14 @@ def test_optimizers_are_named_with_their_options():
         ({"nope": 3}, "config has no field 'nope'; its fields are center, checkp"),
         ({"checkpoint.keep": 0}, "config.checkpoint.keep is 0; it must be at least 1"),
         ({"dtype": "float64"}, "config.dtype is 'float64'; it must be float32 or bfl"),
+        (
+            {"data.protocol": "adbench", "data.ratio_pollution": 0.1},
+            "config.data.ratio_pollution is 0.1, which the protocol adbench does not",
+        ),
+        (
+            {"data.protocol": "adbench", "data.normal_class": 1},
+            "config.data.normal_class is 1, which the protocol adbench does not know",
+        ),
     ],
 )
 def test_wrong_names_and_options_get_one_sentence(fields, message):

@@ -149,6 +149,9 @@ def test_discoveries_are_those_of_benjamini_and_hochberg():
         decisions.discoveries(p, 0.1), p <= ordered[passed[-1]]
     )
     assert not decisions.discoveries(np.ones(5)).any()
+    # Rounding is not to decide where the adjusted one is just the rate.
+    p = np.repeat([17, 500], [17, 33]) / 500
+    assert decisions.discoveries(p, 0.1).sum() == 17
     assert decisions.discoveries([]).shape == (0,)
 
 

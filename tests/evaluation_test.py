@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import scipy.special
 import scipy.stats
 from sklearn.metrics import average_precision_score, roc_auc_score
 
@@ -65,19 +66,28 @@ def test_shares_have_the_interval_of_wilson(part, whole):
     np.testing.assert_allclose(found, (expected.low, expected.high), atol=1e-6)
 
 
-def test_the_interval_of_average_precision_is_the_bootstrap_of_scikit_learn():
-    rng = np.random.default_rng(1)
-    labels = (np.arange(80) < 30).astype(int)
+@pytest.mark.parametrize("count", [2, 5, 30])
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+def test_the_interval_of_average_precision_has_the_mean_of_draws_in_it(count, shift):
+    rng, labels = np.random.default_rng(1), np.repeat([0, 1], [200, count])
+    draws = [rng.normal(size=len(labels)) + shift * labels for _ in range(200)]
+    mean = np.mean([average_precision_score(labels, scores) for scores in draws])
+    ends = [evaluation.average_precision_interval(labels, s) for s in draws]
+    assert np.mean([low <= mean <= high for low, high in ends]) > 0.92
+    assert all(0 <= low < high <= 1 for low, high in ends)
+
+
+def test_the_interval_of_average_precision_is_that_of_log_odds():
+    rng, labels = np.random.default_rng(0), np.repeat([0, 1], [50, 30])
     scores = np.round(rng.normal(size=80) + labels, 1)  # with ties
-    low, high = evaluation.average_precision_interval(labels, scores)
-    drawn = []
-    for _ in range(500):
-        rows = np.concatenate([rng.choice(30, 30), 30 + rng.choice(50, 50)])
-        drawn.append(average_precision_score(labels[rows], scores[rows]))
-    expected = np.quantile(drawn, (0.025, 0.975))
-    np.testing.assert_allclose((low, high), expected, atol=0.03)
-    perfect = evaluation.average_precision_interval(labels, labels.astype(float))
-    assert perfect == (1.0, 1.0)
+    found = average_precision_score(labels, scores)
+    spread = scipy.stats.norm.ppf(0.975) / np.sqrt(30 * found * (1 - found))
+    odds = scipy.special.logit(found) + spread * np.array([-1, 1])
+    expected = scipy.special.expit(odds)
+    ends = evaluation.average_precision_interval(labels, scores)
+    np.testing.assert_allclose(ends, expected, rtol=1e-6)
+    low, high = evaluation.average_precision_interval(labels, labels.astype(float))
+    assert 0.6 < low < 0.95 and high == 1.0  # thirty in perfect order
 
 
 def test_ranks_are_those_of_scipy_and_their_difference_that_of_the_tables():

@@ -139,7 +139,9 @@ def test_a_config_file_holds_for_all_runs_of_a_protocol(monkeypatch, caplog, pre
     monkeypatch.setattr(grid.flags, "FLAGS", {"config": flag})
     given = {"train.epochs": 3}
     monkeypatch.setattr(grid.config_flags, "get_override_values", lambda _: given)
-    found = grid.overrides(config, {"data.name", "seed"})
+    begun = default.get_config()
+    begun.pretrain.learning_rate = 1e-3
+    found = grid.overrides(config, {"data.name", "seed"}, begun)
     if not present:  # flags alone, over the config of the command
         assert found == given
         return
@@ -149,7 +151,9 @@ def test_a_config_file_holds_for_all_runs_of_a_protocol(monkeypatch, caplog, pre
         "encoder_options.width": 32,
     }
     assert "data.name of the config file left out" in caplog.text
+    told = "not the config file: pretrain.learning_rate is 0.001; a flag sets it"
+    assert told in caplog.text
     made = grid.changed(default.get_config(), found)
     assert made.encoder_options.width == 32 and made.data.name != "images.npz"
     with pytest.raises(ValueError, match="--config.train.epochs is what this command"):
-        grid.overrides(config, {"train.epochs"})
+        grid.overrides(config, {"train.epochs"}, begun)

@@ -86,6 +86,15 @@ def test_the_dimension_of_the_embeddings_is_that_of_the_setting():
     assert named.network(config, "decoder", (28, 28, 1)) is not None
 
 
+def test_an_encoder_of_ones_own_takes_the_place_of_the_network():
+    own = {"overrides": {"encoder": "my_study:Net"}}
+    (entry,) = paper.entries("odds", ["cardio"], ["deep_sad"], FOLDER, seeds=1, **own)
+    config = next(iter(entry.variants.values()))[0].config
+    assert config.encoder == "my_study:Net" and config.network == ""
+    with pytest.raises(ValueError, match="encoder is of your own, but --table=rep_dim"):
+        paper.entries("rep_dim", ["mnist"], ["deep_sad"], FOLDER, **own)
+
+
 def test_the_command_compares_what_its_runs_found(tmp_path, capsys):
     rng = np.random.default_rng(0)
     labels = (np.arange(400) < 40).astype(int)

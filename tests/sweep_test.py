@@ -217,6 +217,36 @@ def test_wrong_grids_get_one_sentence(values, fields, message, tmp_path):
     assert not folder.exists()
 
 
+def test_values_that_are_given_twice_are_run_once(tmp_path):
+    values = {"methods": ["isoforest", "isoforest"], "ratios_pollution": ["0", "0"]}
+    main(tmp_path, quick("breast_cancer"), seeds=2, **values)
+    (row,) = read(tmp_path / "summary.json")
+    assert row["runs"] == 2
+
+
+def test_data_with_labels_of_their_own_have_no_ratios(tmp_path):
+    rng, targets = np.random.default_rng(0), np.repeat([0, -1], [35, 5])
+    arrays = {"x_train": rng.random((40, 3)), "semi_targets": targets}
+    arrays |= {"x_test": rng.random((9, 3)), "y_test": np.arange(9) % 2}
+    np.savez(tmp_path / "own.npz", **arrays)
+    config = quick("breast_cancer")
+    config.data.name = str(tmp_path / "own.npz")
+    values = {"methods": ["isoforest"], "ratios_known_outlier": ["0", "0.1"]}
+    message = "has semi_targets of its own, so that data.ratio_known_outlier changes"
+    with pytest.raises(ValueError, match=message):
+        main(tmp_path / "sweep", config, seeds=1, **values)
+
+
+def test_methods_without_labels_say_what_they_train_on(tmp_path):
+    config = quick("breast_cancer")
+    main(tmp_path, config, seeds=1, methods=["isoforest"])
+    (path,) = tmp_path.glob("**/seed0/results.json")
+    found = read(path)
+    known = found["n_known_outlier"]
+    assert known > 0
+    assert f"the {known} known anomalies are among its training" in found["notes"][0]
+
+
 def test_methods_are_named_and_classes_without_runs_are_told(tmp_path, caplog):
     config = quick("breast_cancer")
     values = {"methods": ["isoforest", "kde"], "normal_classes": ["0", "1"]}

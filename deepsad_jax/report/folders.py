@@ -249,6 +249,7 @@ def _sweep(folder, base) -> many.Many:
     results, unfinished = many.finished(folder)
     methods = list(dict.fromkeys(row["method"] for row in rows))
     settings = list(dict.fromkeys(row["setting"] for row in rows))
+    own = [row for row in rows if "-all-" not in row["setting"]]  # the mean of others
     means, stds = (
         [None if row.get(name) is None else 100 * row[name] for row in rows]
         for name in ("auroc_mean", "auroc_std")
@@ -270,15 +271,14 @@ def _sweep(folder, base) -> many.Many:
         "Average ranks by AUROC",
         (
             (row["method"], row["setting"], row["auroc_mean"])
-            for row in rows
-            if "-all-" not in row["setting"]  # the mean of others
-            and row.get("auroc_mean") is not None
+            for row in own
+            if row.get("auroc_mean") is not None
         ),
     )
     return many.Many(
         title=f"Sweep of {', '.join(methods)}" + f" on {data}" * bool(data),
         sentences=[
-            f"{len(results)} runs over {len(settings)} settings of "
+            f"{sum(row['runs'] for row in own)} runs over {len(settings)} settings of "
             "the data. AUROC is how often an anomaly has a higher score than a normal "
             "example."
         ],
@@ -305,10 +305,13 @@ def _comparison(folder, base) -> many.Many:
     published = [row for row in rows if row["published_mean"] is not None]
     cells = ((r["method"], f"{r['data']} {r['setting']}", r["mean"]) for r in rows)
     ranks = [_ranked(one) for one in summary if one["average_ranks"]]
-    ranks = ranks or many.ranks_of("Average ranks by AUROC", cells)
+    if not summary:  # which is by table, and by metric
+        ranks = many.ranks_of("Average ranks by AUROC", cells)
+    first = rows[0]["setting"].get("metric")
+    runs = sum(r["runs"] for r in rows if r["setting"].get("metric") == first)
     sentences = [
-        f"{', '.join(methods)} on {', '.join(data)}: {len(rows)} cells of "
-        f"{len(results)} runs, {len(published)} of them beside a published figure."
+        f"{', '.join(methods)} on {', '.join(data)}: {len(rows)} cells of {runs} runs, "
+        f"{len(published)} of them beside a published figure."
     ]
     if compared:
         sentences.append(
