@@ -20,7 +20,7 @@ from absl import flags, logging
 from ml_collections import config_flags
 
 from configs import default
-from experiments import build, report, session, workdir
+from experiments import build, named, report, session, workdir
 
 flags.adopt_module_key_flags(session)
 SEEDS = flags.DEFINE_integer(
@@ -226,7 +226,21 @@ def run(
             bars.skip(len(others), sum(map(weights, others)))
             if waiting and not mine:
                 time.sleep(PAUSE)  # until those who have the rest finish or die
-    return [job.results() for job in jobs]
+    results = [job.results() for job in jobs]
+    _warn_of_versions(jobs, results)
+    return results
+
+
+def _warn_of_versions(jobs: list[Job], results: list[dict]) -> None:
+    """Warns if a file that all name has changed between the first run and the last."""
+    for name in dict.fromkeys(n for job in jobs for n in named.versions(job.config)):
+        found = {result.get("versions", {}).get(name) for result in results} - {None}
+        if len(found) > 1:
+            logging.warning(
+                "%s has changed between these runs, which are of %d versions of it; "
+                "begin anew in another --workdir",
+                *(name, len(found)),
+            )
 
 
 _BASE = "autoencoder"

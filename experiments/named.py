@@ -4,7 +4,11 @@ Each field has a section of options beside it, for what is called.
 """
 
 import functools
+import hashlib
 import inspect
+import os
+import pathlib
+import sys
 import types
 from typing import Any
 
@@ -38,6 +42,19 @@ def optimizer(config: ConfigDict, steps: int) -> training.Optimizer | None:
     if steps:  # a schedule may be wrong for other numbers
         _called("optimizer", functools.partial(made, steps))
     return made
+
+
+def versions(config: ConfigDict) -> dict[str, str]:
+    """Of each module that a config names things of, a digest of its file, by name."""
+    fields = (config.encoder, config.decoder, config.loss, config.optimizer)
+    names = {field.partition(":")[0] for field in fields if ":" in field}
+    found = {}
+    for name in sorted(names):
+        path = getattr(sys.modules.get(name), "__file__", None)
+        if path and os.path.isfile(path):
+            content = pathlib.Path(path).read_bytes()
+            found[name] = hashlib.sha256(content).hexdigest()[:12]
+    return found
 
 
 def _signature(function):

@@ -23,7 +23,7 @@ from deepsad_jax import (
 )
 from deepsad_jax.detectors import hybrid
 from deepsad_jax.report import cautions, examples, folders
-from experiments import build, pictures, session, streaming, workdir
+from experiments import build, named, pictures, session, streaming, workdir
 from experiments import figures as plots
 
 # References that the terminal tells of.
@@ -160,6 +160,7 @@ def _figures(made, record, scores, references, tested) -> dict[str, Any]:
             "deepsad_jax": deepsad_jax.__version__,
             "python": platform.python_version(),
             **{name: importlib.metadata.version(name) for name in _PACKAGES},
+            **named.versions(config),
         },
         "device": f"{jax.local_device_count()} x {jax.devices()[0].device_kind}",
     }

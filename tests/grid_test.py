@@ -1,5 +1,6 @@
 """Grids: shared by processes, with autoencoders that are trained once."""
 
+import importlib
 import json
 import os
 import pathlib
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 
 from configs import breast_cancer, default, digits
-from experiments import build, grid, run, sweep, workdir
+from experiments import build, grid, named, run, sweep, workdir
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -157,3 +158,23 @@ def test_a_config_file_holds_for_all_runs_of_a_protocol(monkeypatch, caplog, pre
     assert made.encoder_options.width == 32 and made.data.name != "images.npz"
     with pytest.raises(ValueError, match="--config.train.epochs is what this command"):
         grid.overrides(config, {"train.epochs"}, begun)
+
+
+def test_runs_of_two_versions_of_ones_own_code_are_told_of(
+    tmp_path, monkeypatch, caplog
+):
+    (tmp_path / "own_code.py").write_text("def loss(z, t, c): return z[:, 0]")
+    monkeypatch.syspath_prepend(tmp_path)
+    importlib.import_module("own_code")
+    config = default.get_config()
+    config.loss = "own_code:loss"
+    (name, first), *_ = named.versions(config).items()
+    (tmp_path / "own_code.py").write_text("def loss(z, t, c): return z[:, 1]")
+    results = [
+        {"versions": {name: v}} for v in (first, *named.versions(config).values())
+    ]
+    jobs = [grid.Job(config, tmp_path)] * 2
+    grid._warn_of_versions(jobs, results[:1] * 2)
+    assert not caplog.text
+    grid._warn_of_versions(jobs, results)
+    assert "own_code has changed between these runs, which are of 2 ver" in caplog.text
