@@ -60,24 +60,35 @@ def mark(history: History, state: training.TrainState, epoch: int) -> None:
         loss[~np.isfinite(leaf).all(axis=inside)] = np.nan
 
 
-def back(
+def rolled_back(
     advance: Callable,
     before: training.TrainState,
+    anew: training.TrainState,
     history: History,
     first: int,
     epoch: int,
+    error: training.DivergenceError,
 ) -> tuple[training.TrainState, int]:
-    """The state before the epoch that has diverged, and the number of that epoch.
+    """The state from which runs go on with fewer updates, and the number of its epoch.
 
     Args:
         advance: `(state, last)` to the state and records after the epochs `first` to
             `last - 1`; it may overwrite the state.
         before: the state before the epoch `first`, which diverged nowhere.
+        anew: the state before the stage, from which all runs go on if a run that has
+            diverged was slowed before.
         history: of the stage.
         first: of a piece of epochs.
         epoch: of the same piece, whose loss is not finite; parameters may have been
             so since an earlier one.
+        error: what is raised when updates are a hundred thousandth already.
     """
+    state, epoch = _back(advance, before, history, first, epoch)
+    return _slower(state, epoch, anew, history, error)
+
+
+def _back(advance, before, history, first, epoch):
+    """The state before the epoch that has diverged, and the number of that epoch."""
     while True:
         # What comes before is computed again, so that the state does not depend on
         # where pieces end.
@@ -90,23 +101,8 @@ def back(
         epoch -= 1
 
 
-def slower(
-    state: training.TrainState,
-    epoch: int,
-    anew: training.TrainState,
-    history: History,
-    error: training.DivergenceError,
-) -> tuple[training.TrainState, int]:
-    """The state to go on from, and its epoch: a tenth of the updates for those runs.
-
-    Args:
-        state: before the epoch that has diverged.
-        epoch: its number.
-        anew: the state before the stage, from which all runs go on if a run that has
-            diverged was slowed before.
-        history: of the stage.
-        error: what is raised when updates are a hundred thousandth already.
-    """
+def _slower(state, epoch, anew, history, error):
+    """A tenth of the updates for the runs that have diverged in an epoch."""
     diverged = ~np.isfinite(history["loss"][..., epoch])
     tried = diverged & (np.asarray(state.slowdown) < 1)
     if tried.any():

@@ -237,12 +237,10 @@ class Trainer:
         state = start(variables)
         optimizers.warn_of_averages(state.opt_state)
         fit = "" if self._keeper is None else self._fingerprint(objective, stage)
-        begun = self._begun(name, state, key, stage.epochs, fit)
-        first, seconds, state, history = begun
+        first, seconds, state, history = self._begun(name, state, key, stage, fit)
         began, done, piece = began - seconds, first, 1
         while done < stage.epochs:
-            last = min(done + piece, stage.epochs)
-            clock = time.perf_counter()
+            last, clock = min(done + piece, stage.epochs), time.perf_counter()
             if stage.on_divergence == "rollback":
                 before = jax.tree.map(jnp.copy, state)
             state, records = advance(state, data, key, done, last)
@@ -255,14 +253,10 @@ class Trainer:
             except training.DivergenceError as error:
                 if stage.on_divergence == "stop":
                     raise
-                found = divergence.back(
-                    lambda state, last, first=done: advance(
-                        state, data, key, first, last
-                    ),
-                    *(before, history, done, epoch),
+                state, done = divergence.rolled_back(
+                    lambda s, last, first=done: advance(s, data, key, first, last),
+                    *(before, start(variables), history, done, epoch, error),
                 )
-                anew = start(variables)
-                state, done = divergence.slower(*found, anew, history, error)
                 piece = 1
                 continue
             # The first piece includes the compilation and says nothing of the speed.
@@ -312,10 +306,10 @@ class Trainer:
             checksum = zlib.crc32(array.view(np.uint8).reshape(-1), checksum)
         return checksum
 
-    def _begun(self, name, state, key, epochs, fit):
+    def _begun(self, name, state, key, stage, fit):
         """Epochs done, seconds, state and history: at the start, or as saved."""
         if self._keeper is not None:
-            found = self._keeper.restore(name, state, key, epochs, fit)
+            found = self._keeper.restore(name, state, key, stage.epochs, fit)
             if found is not None:
                 first, _, _, history = found
                 self._report(name, first, history)

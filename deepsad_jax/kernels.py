@@ -7,7 +7,6 @@ bandwidths.
 
 import functools
 import logging
-import numbers
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -81,8 +80,7 @@ def check_number(
 ) -> None:
     """Raises ValueError for what is not a finite number from `least` to `most`."""
     value = value.item() if getattr(value, "ndim", None) == 0 else value
-    number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    if number and least <= value <= most and value < np.inf:
+    if checks.is_number_like(value) and least <= value <= most and value < np.inf:
         if not whole or value == int(value):
             return
     kind = "a whole number" if whole else "a finite number"

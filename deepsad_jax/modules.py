@@ -227,35 +227,27 @@ class NNXNetwork(Network):
         return {"train": train} if _takes_train(kind.__call__) else {}
 
 
-def _is_key(leaf) -> bool:
-    dtype = getattr(leaf, "dtype", None)
-    return dtype is not None and jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key)
-
-
 def _flat(tree) -> dict[str, jax.Array]:
     """Nested dictionaries, whose keys may be numbers, as one with paths for keys."""
     flat = flax.traverse_util.flatten_dict(tree)
     return {
-        "/".join(map(str, path)): jax.random.key_data(leaf) if _is_key(leaf) else leaf
-        for path, leaf in flat.items()
+        "/".join(map(str, path)): values.numbers(leaf) for path, leaf in flat.items()
     }
 
 
 def _keys(tree) -> list[str]:
     """Paths of the random keys."""
     flat = flax.traverse_util.flatten_dict(tree)
-    return ["/".join(map(str, path)) for path, leaf in flat.items() if _is_key(leaf)]
+    return [
+        "/".join(map(str, path)) for path, leaf in flat.items() if values.is_key(leaf)
+    ]
 
 
 def _nested(flat, like):
     """The inverse of `_flat`, for the paths and the kinds of keys of `like`."""
     found = {}
     for path, leaf in flax.traverse_util.flatten_dict(like).items():
-        value = jnp.asarray(flat["/".join(map(str, path))])
-        if _is_key(leaf):
-            impl = jax.random.key_impl(jnp.empty((), leaf.dtype))
-            value = jax.random.wrap_key_data(value, impl=impl)
-        found[path] = value
+        found[path] = values.like(jnp.asarray(flat["/".join(map(str, path))]), leaf)
     return flax.traverse_util.unflatten_dict(found)
 
 

@@ -35,7 +35,7 @@ def key(value: Any, where: str = "the value") -> Any:
     Raises:
         ValueError: for what has neither content nor identity; it is named.
     """
-    if isinstance(value, _ARRAYS) and not _is_key(value):
+    if isinstance(value, _ARRAYS) and not is_key(value):
         array = np.asarray(value)
         return "array", array.shape, str(array.dtype), array.tobytes()
     if (dtype := _dtype(value)) is not None:
@@ -139,17 +139,19 @@ def _is_of_library(module: str) -> bool:
 
 def numbers(leaf: Any) -> Any:
     """An array as it is; of random keys, their data."""
-    return jax.random.key_data(leaf) if _is_key(leaf) else leaf
+    return jax.random.key_data(leaf) if is_key(leaf) else leaf
 
 
 def like(array: Any, leaf: Any) -> Any:
     """The inverse of `numbers`, for the kind of a leaf."""
-    if not _is_key(leaf):
+    if not is_key(leaf):
         return array
-    return jax.random.wrap_key_data(array, impl=jax.random.key_impl(leaf))
+    impl = jax.random.key_impl(jax.numpy.empty((), leaf.dtype))
+    return jax.random.wrap_key_data(array, impl=impl)
 
 
-def _is_key(leaf: Any) -> bool:
+def is_key(leaf: Any) -> bool:
+    """Whether it is an array of random keys, or the shape of one."""
     dtype = getattr(leaf, "dtype", None)
     return dtype is not None and jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key)
 
